@@ -1,0 +1,119 @@
+"""What a caller may ask: one closed set of options for HTTP forms, query strings, JSON bodies and the command line.
+
+Knows nothing of HTTP, images or networks: values are checked here for shape and range only; whether a class, a layer or a
+model exists is for the explainer to say.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+ColorMap = Literal[
+    "none", "autumn", "bone", "jet", "winter", "rainbow", "ocean", "summer", "spring", "cool", "hsv", "pink", "hot", "parula",
+    "magma", "inferno", "plasma", "viridis", "cividis", "twilight", "twilight_shifted", "turbo", "deepgreen",
+]  # fmt: skip
+Polarity = Literal["positive", "negative", "both"]
+Scale = Literal["minmax", "max", "shared", "none"]
+Fit = Literal["crop", "squash", "pad", "native"]
+OverlayType = Literal["original", "grayscale", "mask_black", "none", "panel"]
+HeatmapEncoding = Literal["png", "png16", "npy", "list", "none"]
+Format = Literal["png", "jpeg", "webp", "json", "npy"]
+
+
+def _listed(value: object) -> object:
+    """``"281,285"``, ``281``, ``["281,285", 243]`` -> one flat list: forms repeat a field, query strings use commas."""
+    if value is None:
+        return ()
+    values = value if isinstance(value, (list, tuple)) else [value]
+    flat: list[object] = []
+    for item in values:
+        flat.extend(part.strip() for part in item.split(",")) if isinstance(item, str) else flat.append(item)
+    return tuple(flat)
+
+
+def _repeated(value: object) -> object:
+    """``"tabby, tabby cat"`` is one name: names and layers repeat, they are never split at commas."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+ClassIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_listed)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_repeated)]
+
+
+class Targets(BaseModel):
+    """Which classes to explain. With none named the predicted class is explained; an image may carry its own in JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    class_id: ClassIds = Field((), description="Class ids to explain, in this order: repeat the option, or write `281,285`.")
+    class_name: Names = Field(
+        (),
+        description="Classes by label (case-insensitive; first lemma or whole description) or WordNet id; repeatable.",
+    )
+    versus: Annotated[int, Field(ge=0)] | Name | None = Field(
+        None, description="Class id or name to contrast with: explains `logit[class] - logit[versus]`."
+    )
+    top_k: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Predictions listed (5 if not given). With /explain and no class named: explain the k best classes.",
+    )
+
+
+class Options(Targets):
+    """Every option of /predict and /explain. /predict checks them all and uses `model`, `fit` and `top_k`."""
+
+    model: Name | None = Field(None, description="Name of a model card; the first model served if not given.")
+    method: Name = Field("gradcam", description="Explanation method, see GET /methods.")
+    layer: Names = Field((), description="Module path to explain at; the card's if not given. Several are fused by their mean.")
+    polarity: Polarity = Field(
+        "positive", description="`positive`: what speaks for the class; `negative`: against it; `both`: signed."
+    )
+    scale: Scale = Field(
+        "minmax",
+        description="How the map becomes 0..1: `minmax` (each map), `max` (by its own peak), `shared` (one scale for all "
+        "classes of the image, so that an absent class stays dark), `none` (raw).",
+    )
+    fit: Fit | None = Field(
+        None,
+        description="How the picture meets the network: `crop` (resize, centre crop), `squash`, `pad`, `native` (no resize). "
+        "The card's if not given.",
+    )
+    color_map: ColorMap | None = Field(
+        None, description="OpenCV colour map, or `none` for grey. `jet` if not given, blue-white-red for polarity `both`."
+    )
+    alpha: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="Weight of the heatmap in the overlay.")
+    overlay_type: OverlayType = Field(
+        "original",
+        description="`original`, `grayscale`, `mask_black` (the picture shows where the map is hot), `none` (heatmap alone), "
+        "`panel` (picture, heatmap and overlay side by side; one row per class).",
+    )
+    clip_percent_lowerbound: float = Field(
+        0.0, ge=0, le=100, allow_inf_nan=False, description="Map values below this percentile show as the lowest."
+    )
+    clip_percent_upperbound: float = Field(
+        100.0, ge=0, le=100, allow_inf_nan=False, description="Map values above this percentile show as the highest."
+    )
+    size: Literal["original", "input"] | Annotated[int, Field(ge=8, le=16384)] = Field(
+        "original", description="Picture size: `original`, `input` (the picture as the network saw it) or a longest side in pixels."
+    )
+    heatmap: HeatmapEncoding = Field("png", description="Heatmap in JSON: 8-bit grey, 16-bit grey, float32 .npy, nested list, none.")
+    overlay: bool = Field(default=False, description="Include the overlay in JSON too.")
+    format: Format | None = Field(None, description="Answer as; the Accept header decides if not given.")
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Options:
+        if self.clip_percent_lowerbound >= self.clip_percent_upperbound:
+            raise ValueError("clip_percent_lowerbound must be below clip_percent_upperbound")
+        return self
+
+    @property
+    def targets(self) -> Targets:
+        """The classes asked for, to be shared by every image that names none of its own."""
+        return Targets(class_id=self.class_id, class_name=self.class_name, versus=self.versus, top_k=self.top_k)

@@ -1,0 +1,85 @@
+"""Everything an operator may turn, in one frozen object.
+
+Values come, in rising order of strength, from the defaults below, from ``CAMSERVE_*`` environment variables and from the
+command line. Nothing else in the package reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+REPOSITORY_MODELS = Path(__file__).resolve().parent.parent / "models"
+
+
+def _split(value: object) -> object:
+    """``"a, b"`` -> ``("a", "b")``: lists are written with commas, in the environment as on the command line."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+
+
+class Settings(BaseSettings):
+    """The service's settings; see the README's table."""
+
+    model_config = SettingsConfigDict(env_prefix="CAMSERVE_", frozen=True, extra="forbid", env_ignore_empty=True)
+
+    models: Names = Field(("efficientnet_lite0",), description="Cards to load at start; the first is the default model.")
+    models_dir: Path = Field(REPOSITORY_MODELS, description="Folder of model cards (*.toml).")
+    device: str = Field("auto", description="auto (cuda when there is one), cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["auto", "fp32"] = Field("auto", description="Arithmetic of the network; auto is fp32 for now.")
+    engine: Literal["auto", "torch"] = Field("auto", description="What runs the trunk; auto is torch for now.")
+    random_weights: bool = Field(
+        default=False, description="Seeded random weights for every card whose weights live in a hub: benchmarks and tests."
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    shutdown_delay_s: float = Field(
+        0.0, ge=0, le=60, description="After SIGTERM: seconds to go on serving, not ready, while balancers take notice."
+    )
+
+    max_batch_size: int = Field(8, ge=1, le=256, description="Most images in one pass through a network.")
+    max_queue_delay_ms: float = Field(
+        0.0, ge=0, le=1000, description="Longest wait for company when a batch is not full; 0 dispatches at once."
+    )
+    max_queue_size: int = Field(256, ge=1, le=100_000, description="Images waiting per model before 429.")
+    request_timeout_s: float = Field(10.0, gt=0, le=3600, description="A request older than this is answered 504.")
+
+    max_body_bytes: int = Field(10 * 1024 * 1024, ge=1024, description="Largest request body.")
+    max_image_pixels: int = Field(50_000_000, ge=64, description="Most pixels of one image.")
+    max_images_per_request: int = Field(16, ge=1, le=256)
+    max_classes_per_image: int = Field(16, ge=1, le=1000)
+
+    threads: int = Field(
+        0, ge=0, le=1024, description="Cores to share between network and codecs; 0 takes what the process may use."
+    )
+    api_keys: Secrets = Field((), description="Accepted API keys; empty leaves the service open.")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto is console on a terminal, else json.")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def cores(self) -> int:
+        """Cores this process may use."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    @property
+    def codec_threads(self) -> int:
+        """Threads that decode and encode pictures."""
+        return max(2, self.cores // 2)
+
+    @model_validator(mode="after")
+    def _models_named_once(self) -> Self:
+        if not self.models:
+            raise ValueError("models: name at least one card")
+        if len(set(self.models)) != len(self.models):
+            raise ValueError(f"models: each card once, got {', '.join(self.models)}")
+        return self
