@@ -34,7 +34,9 @@ class Settings(BaseSettings):
 
     models: Names = Field(("efficientnet_lite0",), description="Cards to load at start; the first is the default model.")
     models_dir: Path = Field(REPOSITORY_MODELS, description="Folder of model cards (*.toml).")
-    device: str = Field("auto", description="auto (cuda when there is one), cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(
+        "auto", description="auto (cuda when there is one), cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
+    )
     precision: Literal["auto", "fp32"] = Field("auto", description="Arithmetic of the network; auto is fp32 for now.")
     engine: Literal["auto", "torch"] = Field("auto", description="What runs the trunk; auto is torch for now.")
     random_weights: bool = Field(

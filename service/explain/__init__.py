@@ -1,0 +1,1 @@
+"""The use case: one request's way from bytes to answer."""

@@ -101,9 +101,12 @@ class Options(Targets):
         100.0, ge=0, le=100, allow_inf_nan=False, description="Map values above this percentile show as the highest."
     )
     size: Literal["original", "input"] | Annotated[int, Field(ge=8, le=16384)] = Field(
-        "original", description="Picture size: `original`, `input` (the picture as the network saw it) or a longest side in pixels."
+        "original",
+        description="Picture size: `original`, `input` (the picture as the network saw it) or a longest side in pixels.",
     )
-    heatmap: HeatmapEncoding = Field("png", description="Heatmap in JSON: 8-bit grey, 16-bit grey, float32 .npy, nested list, none.")
+    heatmap: HeatmapEncoding = Field(
+        "png", description="Heatmap in JSON: 8-bit grey, 16-bit grey, float32 .npy, nested list, none."
+    )
     overlay: bool = Field(default=False, description="Include the overlay in JSON too.")
     format: Format | None = Field(None, description="Answer as; the Accept header decides if not given.")
 
