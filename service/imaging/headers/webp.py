@@ -1,0 +1,133 @@
+"""WebP chunks (RIFF container, RFC 9649): size, first frame and orientation, before libwebp allocates a canvas.
+
+The decoder is given a still picture of the first frame: its cost does not depend on how many frames follow, and no animation
+canvas is ever allocated.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from service.errors import ImageTooComplex
+from service.imaging.headers.base import Header, Limits, check_size, corrupt, truncated
+from service.imaging.headers.exif import read_orientation
+
+_EXTENDED, _ANIMATED_FRAME = b"VP8X", b"ANMF"
+_LOSSY, _LOSSLESS, _ALPHA, _EXIF = b"VP8 ", b"VP8L", b"ALPH", b"EXIF"
+_ALPHA_FLAG, _ANIMATION_FLAG = 0x10, 0x02
+
+Chunk = tuple[bytes, bytes]
+
+
+def read(data: bytes, limits: Limits) -> Header:
+    """Parse a file that starts with ``RIFF....WEBP``.
+
+    Raises:
+        ImageError: the child that names what is wrong.
+    """
+    end = 8 + int.from_bytes(data[4:8], "little")
+    if end > len(data):
+        # Say what is wrong with the claim first: a patched size with little data is a bomb, not an accident.
+        _check_claim(data[12:], limits)
+        raise truncated()
+    chunks = _chunks(data[12:end], limits)
+    kind, body = next(chunks)
+    if kind in {_LOSSY, _LOSSLESS}:
+        width, height = _bitstream_size(kind, body)
+        check_size(width, height, limits)
+        return Header("webp", width, height, _still(width, height, [(kind, body)]))
+    if kind != _EXTENDED:
+        raise corrupt("the WebP does not start with pixels or an extended header")
+    width, height = _canvas_size(body)
+    check_size(width, height, limits)
+
+    animated = bool(body[0] & _ANIMATION_FLAG)
+    frame = (0, 0, width, height)
+    picture: list[Chunk] = []
+    exif = b""
+    for kind, body in chunks:
+        if kind == _EXIF:
+            exif = exif or body
+        elif kind == _ANIMATED_FRAME and animated and not picture:
+            frame, picture = _animation_frame(body, limits)
+        elif kind in {_ALPHA, _LOSSY, _LOSSLESS} and not animated:
+            picture.append((kind, body))
+    columns, rows = frame[2] - frame[0], frame[3] - frame[1]
+    stills = [chunk for chunk in picture if chunk[0] in {_LOSSY, _LOSSLESS}]
+    if len(stills) != 1 or len(picture) > 2:
+        raise corrupt("the WebP does not hold exactly one picture in its first frame")
+    if _bitstream_size(*stills[0]) != (columns, rows) or frame[2] > width or frame[3] > height:
+        raise corrupt("the sizes in the WebP contradict each other")
+    return Header(
+        "webp",
+        width,
+        height,
+        payload=_still(columns, rows, picture),
+        orientation=read_orientation(exif),
+        frame=None if frame == (0, 0, width, height) else frame,
+    )
+
+
+def _check_claim(riff: bytes, limits: Limits) -> None:
+    kind, body = riff[:4], riff[8:]
+    if kind == _EXTENDED and len(body) >= 10:
+        check_size(*_canvas_size(body), limits)
+    elif (kind == _LOSSLESS and len(body) >= 5) or (kind == _LOSSY and len(body) >= 10):
+        check_size(*_bitstream_size(kind, body), limits)
+
+
+def _chunks(riff: bytes, limits: Limits) -> Iterator[Chunk]:
+    """Yield (type, body) to the end; bodies are padded to an even length."""
+    if len(riff) < 8:
+        raise truncated()
+    pos = 0
+    for _ in range(limits.max_chunks):
+        if pos + 8 > len(riff):
+            return
+        kind, length = struct.unpack_from("<4sI", riff, pos)
+        end = pos + 8 + length
+        if end > len(riff):
+            raise truncated()
+        yield kind, riff[pos + 8 : end]
+        pos = end + (length & 1)
+    raise ImageTooComplex(f"The WebP has more than {limits.max_chunks} chunks. Send its first frame as a still picture.")
+
+
+def _canvas_size(body: bytes) -> tuple[int, int]:
+    if len(body) < 10:
+        raise truncated()
+    return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+
+
+def _bitstream_size(kind: bytes, body: bytes) -> tuple[int, int]:
+    if kind == _LOSSLESS:  # RFC 9649, section 3.4: signature, then 14 bits each, less one
+        if len(body) < 5:
+            raise truncated()
+        if body[0] != 0x2F:
+            raise corrupt("the WebP's pixels do not start as they must")
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if len(body) < 10:
+        raise truncated()
+    if body[0] & 1 or body[3:6] != b"\x9d\x01\x2a":  # RFC 6386, section 9.1: a key frame and its start code
+        raise corrupt("the WebP's pixels do not start as they must")
+    width, height = struct.unpack_from("<HH", body, 6)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _animation_frame(body: bytes, limits: Limits) -> tuple[tuple[int, int, int, int], list[Chunk]]:
+    if len(body) < 16:
+        raise truncated()
+    left, top, columns, rows = (int.from_bytes(body[at : at + 3], "little") for at in (0, 3, 6, 9))
+    box = (2 * left, 2 * top, 2 * left + columns + 1, 2 * top + rows + 1)
+    picture = [chunk for chunk in _chunks(body[16:], limits) if chunk[0] in {_ALPHA, _LOSSY, _LOSSLESS}]
+    return box, picture
+
+
+def _still(width: int, height: int, picture: list[Chunk]) -> bytes:
+    if picture[0][0] == _ALPHA:  # a separate alpha plane is only read behind an extended header
+        size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+        picture = [(_EXTENDED, bytes([_ALPHA_FLAG, 0, 0, 0]) + size), *picture]
+    body = b"".join(b"".join((kind, len(part).to_bytes(4, "little"), part, b"\0" * (len(part) & 1))) for kind, part in picture)
+    return b"".join((b"RIFF", (4 + len(body)).to_bytes(4, "little"), b"WEBP", body))
