@@ -49,3 +49,12 @@ class Outcome:
     classes: tuple[int, ...]
     maps: tuple[tuple[NDArray[np.float32], ...], ...]
     layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """A place where the network can be explained; `grid` is (rows, columns) at the default input size."""
+
+    name: str
+    channels: int
+    grid: tuple[int, int]

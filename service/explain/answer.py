@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from service.engine.work import LayerInfo
 from service.explain.options import Targets
+
+__all__ = [
+    "Answer", "Delivery", "Encoded", "Explanation", "ImageInfo", "ImageResult", "LayerInfo", "MethodInfo", "ModelIdentity",
+    "ModelInfo", "Prediction", "Subject", "Timings",
+]  # fmt: skip
 
 Delivery = Literal["json", "png", "jpeg", "webp", "npy"]
 
@@ -108,15 +114,6 @@ class Answer:
     timings: Timings
     batch_size: int
     document: Encoded | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LayerInfo:
-    """A place where the network can be explained; `grid` is (rows, columns) at the default input size."""
-
-    name: str
-    channels: int
-    grid: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,156 @@
+"""A model card: one TOML file that says which network, with which weights, labels and target layer. Knows no torch.
+
+A card's name is its file's name. Whatever the source's own metadata already says may be left out. A card that is wrong stops
+the start with its file and field.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import ConfigurationError
+
+NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Fit = Literal["crop", "squash", "pad", "native"]
+Triple = tuple[float, float, float]
+
+
+def _one_or_many(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Architecture(_Table):
+    """`source` is the library that builds the network, `name` the network's name there, `args` what else its builder takes."""
+
+    source: Literal["torchvision", "timm"]
+    name: str
+    args: dict[str, bool | int | float | str] = {}
+
+
+class Weights(_Table):
+    """Where the weights live; exactly one way.
+
+    `name`: the source's own name of hub weights (torchvision: an enum such as IMAGENET1K_V2; timm: a tag such as a1_in1k).
+    `file`: a checkpoint beside the card. `package` with `file`: a checkpoint inside an installed Python package.
+    `random`: the seed of random weights, for tests and benchmarks.
+    """
+
+    name: str | None = None
+    package: str | None = None
+    file: str | None = None
+    random: int | None = Field(None, ge=0)
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    keys: Literal["efficientnet_lite"] | None = Field(
+        None, description="Map of the checkpoint's parameter names to the source's."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        ways = [way for way in ("name", "file", "random") if getattr(self, way) is not None]
+        if len(ways) != 1:
+            raise ValueError(f"give exactly one of name, file (with or without package) or random; got {ways or 'none'}")
+        if self.package is not None and self.file is None:
+            raise ValueError("package needs file: the checkpoint's path inside the package")
+        if self.file is not None and self.sha256 is None:
+            raise ValueError("file needs sha256: 64 hexadecimal digits, as `sha256sum FILE` prints them")
+        return self
+
+
+class Labels(_Table):
+    """`dataset`: names and WordNet ids that come with timm. `file`: one line a class: `label` or `wnid<TAB>label`."""
+
+    dataset: Literal["imagenet-1k"] | None = None
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.dataset is None) == (self.file is None):
+            raise ValueError("give exactly one of dataset or file")
+        return self
+
+
+class Preprocess(_Table):
+    """How a picture becomes the network's input; what is left out comes from the source's own metadata.
+
+    `resize`: short side in pixels before the centre crop. `crop`: side of the network's square input, or [height, width].
+    `mean`, `std`: per channel, for values 0..1.
+    """
+
+    resize: int | None = Field(None, ge=8, le=4096)
+    crop: int | tuple[int, int] | None = None
+    interpolation: Interpolation | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+    fit: Fit = "crop"
+
+
+class Explain(_Table):
+    """`layer`: module path, or several to be fused, at which the network is cut and explained."""
+
+    layer: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field(min_length=1)
+
+
+class Runtime(_Table):
+    """What overrides the service's settings for this model."""
+
+    max_batch_size: int | None = Field(None, ge=1, le=256)
+
+
+class Card(_Table):
+    """One model of the repository."""
+
+    name: str
+    version: str = "1"
+    description: str = ""
+    architecture: Architecture
+    weights: Weights
+    labels: Labels
+    explain: Explain
+    preprocess: Preprocess = Preprocess()
+    runtime: Runtime = Runtime()
+    folder: Path
+
+    @classmethod
+    def read(cls, path: Path) -> Card:
+        """The card in one TOML file.
+
+        Raises:
+            ConfigurationError: the file cannot be read, is not TOML, or a field is wrong; the message names file and field.
+        """
+        if not NAME.match(path.stem):
+            raise ConfigurationError(f"{path}: a card's file name is its model's name: a-z, 0-9, '.', '_', '-', at most 64")
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigurationError(f"{path}: not a readable TOML file: {error}") from error
+        for reserved in ("name", "folder"):
+            if reserved in table:
+                raise ConfigurationError(f"{path}: {reserved}: not a field of a card; the model is named after the file")
+        try:
+            return cls.model_validate({**table, "name": path.stem, "folder": path.parent})
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'card'}: {fault['msg']}" for fault in error.errors())
+            raise ConfigurationError(f"{path}: {faults}") from error
+
+
+def read_cards(folder: Path) -> dict[str, Card]:
+    """Every card of a folder, by name.
+
+    Raises:
+        ConfigurationError: the folder holds no card, or one of them is bad.
+    """
+    cards = {path.stem: Card.read(path) for path in sorted(folder.glob("*.toml"))}
+    if not cards:
+        raise ConfigurationError(f"{folder}: no model cards (*.toml) here; set CAMSERVE_MODELS_DIR to the folder that has them")
+    return cards
