@@ -13,8 +13,9 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -189,7 +190,7 @@ class Batcher(Generic[Item, Result]):
         if self.depth + count > self._max_queue_size:
             raise Overloaded("Too many images are waiting. Try again later.", retry_after_s=self.retry_after_s)
 
-    def _withdraw(self, tickets: Iterable[_Ticket[Item, Result]]) -> None:
+    def _withdraw(self, tickets: Sequence[_Ticket[Item, Result]]) -> None:
         before = self.depth
         for ticket in tickets:
             self._waiting.pop(ticket, None)
@@ -218,11 +219,9 @@ class Batcher(Generic[Item, Result]):
             elif self._closing:
                 return False
             self._wake.clear()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(patience):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
 
     def _take(self) -> list[_Ticket[Item, Result]]:
         """The items that have waited longest."""
@@ -230,16 +229,13 @@ class Batcher(Generic[Item, Result]):
         self._on_depth(self.depth)
         return batch
 
-    def _wanted(self, tickets: Iterable[_Ticket[Item, Result]]) -> list[_Ticket[Item, Result]]:
+    def _wanted(self, tickets: Sequence[_Ticket[Item, Result]]) -> list[_Ticket[Item, Result]]:
         """Those that somebody still waits for."""
         now = asyncio.get_running_loop().time()
-        wanted = []
         for ticket in tickets:
             if ticket.call.deadline <= now:
                 ticket.call.expire()  # a busy loop may run its timers late
-            if not ticket.call.future.done():
-                wanted.append(ticket)
-        return wanted
+        return [ticket for ticket in tickets if not ticket.call.future.done()]
 
     async def _process(self, batch: list[_Ticket[Item, Result]]) -> None:
         """Run a batch and settle it; what raises is tried again in halves, without those who have left meanwhile."""
