@@ -1,0 +1,49 @@
+"""GET /models and GET /methods: what there is to ask for."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import orjson
+from fastapi import APIRouter, Path
+from fastapi.requests import Request
+from fastapi.responses import Response
+
+from service import errors
+from service.api.documentation import problems
+from service.api.schemas import MethodList, Model, ModelList
+
+router = APIRouter(tags=["catalogue"])
+REFUSED = problems(errors.AuthRequired, errors.AuthInvalid)
+
+
+@router.get("/models", summary="List the models", response_class=Response, responses={200: {"model": ModelList}} | REFUSED)
+async def models(request: Request) -> Response:
+    """Every card with the state of its model, its layers, methods and input size."""
+    return _json({"models": request.app.state.registry.describe()})
+
+
+@router.get(
+    "/models/{model}",
+    summary="Describe a model",
+    response_class=Response,
+    responses={200: {"model": Model}}
+    | REFUSED
+    | problems(errors.ModelNotFound)
+    | {"default": {"description": "Another problem."}},
+)
+async def model(
+    request: Request, model: Annotated[str, Path(description="Name of a model card, see GET /models.")]
+) -> Response:
+    """One card with the state of its model."""
+    return _json(request.app.state.registry.describe_one(model))
+
+
+@router.get("/methods", summary="List the methods", response_class=Response, responses={200: {"model": MethodList}} | REFUSED)
+async def methods(request: Request) -> Response:
+    """Every explanation method: family, cost, options and paper."""
+    return _json({"methods": request.app.state.explainer.methods()})
+
+
+def _json(document: object) -> Response:
+    return Response(orjson.dumps(document), media_type="application/json")

@@ -1,0 +1,139 @@
+"""What the OpenAPI schema must say beyond what FastAPI reads off the routes: the three request forms, the options, the problems.
+
+Everything is made from the models of `schemas.py` and `options.py`, so that a new option documents itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.api.negotiation import MEDIA_TYPES
+from service.api.parameters import REPEATABLE
+from service.api.schemas import FormRequest, JsonRequest, Problem
+from service.errors import CamserveError
+from service.explain.options import Options
+
+REF: Final = "#/components/schemas/{model}"
+HIDDEN_MODELS: Final[tuple[type[BaseModel], ...]] = (FormRequest, JsonRequest, Problem)
+BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+
+ANSWER_HEADERS: Final = {
+    "X-Request-ID": "The request's id: the one sent, or a new one.",
+    "Server-Timing": "Milliseconds of decode, queue, infer and render.",
+    "X-Batch-Size": "Images in the network's pass that answered this request.",
+    "Vary": "`Accept`.",
+}
+PICTURE_HEADERS: Final = {
+    "X-Explain-Class-Id": "Picture and array answers: the class explained; of several a list with commas.",
+    "X-Explain-Class-Name": "Its label, percent-encoded.",
+    "X-Explain-Probability": "Its softmax probability.",
+    "X-Explain-Method": "The method.",
+    "X-Explain-Layer": "The layers, percent-encoded, with commas.",
+    "X-Explain-Model": "The model.",
+}
+
+REQUEST_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "description": "The picture in one of three forms; options go with each of them, or in the query string. "
+        "An option in the body replaces the same option of the query string.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {"$ref": REF.format(model="FormRequest")},
+                "encoding": {name: {"style": "form", "explode": True} for name in sorted(REPEATABLE)},
+            },
+            "image/*": BINARY,
+            "application/octet-stream": BINARY,
+            "application/json": {
+                "schema": {"$ref": REF.format(model="JsonRequest")},
+                "example": {"images": [{"b64": "iVBORw0KGgo=", "class_id": [281]}], "overlay": True},
+            },
+        },
+    }
+}
+
+
+def option_parameters(*, leave_out: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The options as query parameters.
+
+    Args:
+        leave_out: options that this route does not take, such as `model` where the path names it.
+    """
+    properties: dict[str, dict[str, Any]] = Options.model_json_schema(ref_template=REF)["properties"]
+    parameters: list[dict[str, Any]] = []
+    for name, described in properties.items():
+        if name in set(leave_out):
+            continue
+        schema = {key: value for key, value in described.items() if key not in {"title", "description"}}
+        kinds = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]
+        if len(kinds) == 1:
+            schema |= kinds[0]
+        elif kinds:
+            schema["anyOf"] = kinds
+        if schema.get("default") in (None, []):
+            schema.pop("default", None)
+        parameters.append(
+            {"name": name, "in": "query", "required": False, "description": described["description"], "schema": schema}
+        )
+    return parameters
+
+
+def problems(*errors: type[CamserveError]) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route for the errors it can answer with, grouped by status."""
+    codes: dict[HTTPStatus, list[str]] = {}
+    for error in errors:
+        codes.setdefault(error.status, []).append(error.code)
+    return {
+        int(status): {
+            "description": f"{status.phrase}: " + ", ".join(f"`{code}`" for code in dict.fromkeys(found)),
+            "content": {"application/problem+json": {"schema": {"$ref": REF.format(model="Problem")}}},
+            **({"headers": _headers({"Retry-After": "Seconds."})} if status in (429, 503) else {}),
+        }
+        for status, found in sorted(codes.items())
+    }
+
+
+def success(model: type[BaseModel], *, pictures: bool = False) -> dict[int | str, dict[str, Any]]:
+    """`responses=` for the 200 of /predict and /explain, with its headers."""
+    response: dict[str, Any] = {"model": model, "description": "Everything, as JSON."}
+    headers = dict(ANSWER_HEADERS)
+    if pictures:
+        response["description"] = "Everything as JSON, one picture, or one array, as Accept or `format` ask."
+        response["content"] = {kind: BINARY for kind in MEDIA_TYPES.values() if kind != "application/json"}
+        headers |= PICTURE_HEADERS
+    response["headers"] = _headers(headers)
+    return {200: response}
+
+
+def install(app: FastAPI) -> None:
+    """Makes `app.openapi()` complete: adds the models that no route's signature mentions."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
+            )
+            _, hidden = models_json_schema([(model, "validation") for model in HIDDEN_MODELS], ref_template=REF)
+            schema["components"]["schemas"] |= hidden["$defs"]
+            schema["components"]["schemas"] = dict(sorted(schema["components"]["schemas"].items()))
+            schema["components"]["securitySchemes"] = {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            }
+            # The empty object: the service is open unless the operator sets keys.
+            schema["security"] = [{}, {"bearer": []}, {"apiKey": []}]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way to extend the schema
+
+
+def _headers(described: dict[str, str]) -> dict[str, Any]:
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in described.items()}

@@ -1,0 +1,77 @@
+"""Probes, metrics and the greeting at /. Asks the registry whether it is ready and knows nothing else of models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import orjson
+from fastapi import APIRouter
+from fastapi.requests import Request
+from fastapi.responses import Response
+
+from service import __version__, errors
+from service.api.documentation import problems
+from service.api.schemas import Health, Welcome
+
+# `draining` is set by whoever was told to stop: balancers see /readyz change while requests are still answered.
+Phase = Literal["starting", "serving", "draining"]
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/", summary="Greeting", response_class=Response, responses={200: {"model": Welcome}})
+async def welcome() -> Response:
+    """What this is and where to go on."""
+    return _json(
+        {
+            "status": "alive",
+            "name": "camserve",
+            "version": __version__,
+            "explain": "/explain",
+            "predict": "/predict",
+            "models": "/models",
+            "methods": "/methods",
+            "docs": "/docs",
+        }
+    )
+
+
+@router.get("/livez", summary="Is the process alive?", response_class=Response, responses={200: {"model": Health}})
+async def livez() -> Response:
+    """200 as long as the process answers."""
+    return _json({"status": "alive"})
+
+
+@router.get(
+    "/readyz",
+    summary="Are the models ready?",
+    response_class=Response,
+    responses={200: {"model": Health}} | problems(errors.NotReady, errors.ShuttingDown),
+)
+@router.get("/healthz", include_in_schema=False)
+@router.get("/health", include_in_schema=False)
+@router.get("/ping", include_in_schema=False)
+async def readyz(request: Request) -> Response:
+    """200 when every model asked for at start is loaded and warmed and its worker is alive. Aliases: /healthz, /health, /ping."""
+    state = request.app.state
+    if state.phase == "draining":
+        raise errors.ShuttingDown("The service is shutting down. Ask another instance.", retry_after_s=5)
+    if state.phase == "starting" or not state.registry.ready:
+        raise errors.NotReady("Not every model is ready. Try again soon.", retry_after_s=2)
+    return _json({"status": "ready"})
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    """Requests, stage durations, batch sizes, queue depth, rejections and readiness."""
+    body, content_type = request.app.state.metrics.render()
+    return Response(body, media_type=content_type)
+
+
+def _json(document: object) -> Response:
+    return Response(orjson.dumps(document), media_type="application/json")

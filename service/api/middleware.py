@@ -1,0 +1,149 @@
+"""What surrounds every request, outermost first: HEAD; its id, log line and metrics; the API keys.
+
+All are plain ASGI and never touch a body, so nothing is read for a client that will be refused. They know no model and no image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import uuid
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+from pydantic import SecretStr
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.problems import internal_error, problem_response
+from service.api.record import Record, record_of
+from service.errors import AuthInvalid, AuthRequired
+from service.telemetry import Metrics
+
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+TRACE_PARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+# Whoever asks these may not have a key: balancers and orchestrators.
+PUBLIC_PATHS: Final = frozenset({"/livez", "/readyz", "/healthz", "/health", "/ping"})
+QUIET_ROUTES: Final = PUBLIC_PATHS | {"/metrics"}
+
+log = structlog.get_logger("service.api.requests")
+
+
+class HeadAsGet:
+    """Answers HEAD as GET without the body, as HTTP asks; FastAPI's routes do not do it by themselves."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            await send(message | {"body": b""} if message["type"] == "http.response.body" else message)
+
+        await self.app({**scope, "method": "GET"}, receive, send_head)
+
+
+class RequestContext:
+    """Gives each request an id and a record, writes one log line and the metrics at its end, and answers what nobody caught."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        record = Record(given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        scope.setdefault("state", {})["record"] = record
+        bound = {"request_id": record.id}
+        if trace := TRACE_PARENT.fullmatch(headers.get("traceparent", "")):
+            bound["trace_id"] = trace[1]
+        started = False
+
+        async def observed_send(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                record.status = message["status"]
+                answer = MutableHeaders(scope=message)
+                answer["X-Request-ID"] = record.id
+                answer["X-Content-Type-Options"] = "nosniff"
+            elif message["type"] == "http.response.body":
+                record.bytes_out += len(message.get("body", b""))
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(**bound):
+            try:
+                await self.app(scope, receive, observed_send)
+            except ClientDisconnect:
+                record.code = "client_closed_request"
+            except Exception:
+                record.code = "internal"
+                log.exception("unhandled error")
+                if started:
+                    raise  # too late for an answer: the server must cut the connection
+                await problem_response(internal_error(), record.id)(scope, receive, observed_send)
+            finally:
+                self._conclude(scope, record)
+
+    def _conclude(self, scope: Scope, record: Record) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        client = scope.get("client")
+        write = log.debug if route in QUIET_ROUTES else log.info
+        write(
+            "request",
+            method=scope["method"],
+            route=route,
+            client=client[0] if client else None,
+            **record.describe(),
+        )
+        self.metrics.requests.labels(route=route, model=record.model, status=str(record.status)).inc()
+        self.metrics.request_seconds.labels(route=route).observe(record.seconds)
+        if record.code is not None:
+            self.metrics.rejections.labels(code=record.code).inc()
+
+
+class ApiKeys:
+    """With keys set, every path but the probes wants one: `Authorization: Bearer <key>` or `X-API-Key: <key>`."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr]) -> None:
+        self.app = app
+        self._digests = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._digests or scope["path"] in PUBLIC_PATHS:
+            await self.app(scope, receive, send)
+            return
+        given = _given_keys(Headers(scope=scope))
+        if any([self._known(key) for key in given]):  # a list: every key is compared, whichever fits
+            await self.app(scope, receive, send)
+            return
+        if given:
+            error: AuthRequired | AuthInvalid = AuthInvalid("This API key is not accepted.")
+            challenge = 'Bearer realm="camserve", error="invalid_token"'
+        else:
+            error = AuthRequired("Send an API key: Authorization: Bearer <key>, or X-API-Key: <key>.")
+            challenge = 'Bearer realm="camserve"'
+        record = record_of(scope)
+        record.code = error.code
+        await problem_response(error, record.id, {"WWW-Authenticate": challenge})(scope, receive, send)
+
+    def _known(self, key: bytes) -> bool:
+        # Digests have one length, so the time tells neither a key's length nor how much of it fits.
+        digest = hashlib.sha256(key).digest()
+        return any([hmac.compare_digest(digest, known) for known in self._digests])
+
+
+def _given_keys(headers: Headers) -> list[bytes]:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    keys = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "").strip()]
+    return [key.encode("latin-1") for key in keys if key]  # a header's bytes, as Starlette decoded them

@@ -1,0 +1,181 @@
+"""Options as they arrive, from the query string, form fields or JSON, to checked ones; what is wrong becomes a sentence.
+
+One rule for every form: an option given in the body replaces the same option of the query string, an empty one counts as not
+given, and only `class_id`, `class_name` and `layer` may be given more than once. Knows nothing of bodies and images.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from service.errors import ParameterInvalid
+from service.explain.options import Options, Targets
+
+REPEATABLE = frozenset({"class_id", "class_name", "layer"})
+BOOLEAN = frozenset(name for name, field in Options.model_fields.items() if field.annotation is bool)
+PRINTABLE_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,40}")
+CLOSE = 0.6  # difflib's own idea of a typo
+
+Raw = dict[str, Any]
+TargetsT = TypeVar("TargetsT", bound=Targets)
+
+
+def from_pairs(pairs: Iterable[tuple[str, str]]) -> Raw:
+    """Options of a query string or of form fields; a repeated one becomes a list.
+
+    Raises:
+        ParameterInvalid: an option that cannot be repeated is.
+    """
+    given: dict[str, list[str]] = {}
+    for name, value in pairs:
+        if value:
+            given.setdefault(name, []).append(value)
+    for name, values in given.items():
+        if len(values) > 1 and name in Options.model_fields and name not in REPEATABLE:
+            raise ParameterInvalid(f"{name}: give it once")
+    return {name: values if name in REPEATABLE else values[0] for name, values in given.items()}
+
+
+def from_json(document: Mapping[str, Any], where: str = "") -> Raw:
+    """Options of a JSON object; null and "" count as not given.
+
+    Raises:
+        ParameterInvalid: true or false where a number or a text belongs, which pydantic would take for 1 or 0.
+    """
+    given = {name: value for name, value in document.items() if value is not None and value != ""}
+    for name, value in given.items():
+        values = value if isinstance(value, list) else [value]
+        if name in Options.model_fields and name not in BOOLEAN and any(isinstance(item, bool) for item in values):
+            raise ParameterInvalid(f"{where}{name}: must not be true or false")
+    return given
+
+
+def parse_options(query: Raw, body: Raw) -> Options:
+    """Options of the query string and of the body, the body's winning.
+
+    Raises:
+        ParameterInvalid: names every option that is unknown or wrong, and what it may be.
+    """
+    return _parse(Options, query | body)
+
+
+def parse_targets(document: Mapping[str, Any], where: str, shared: Targets) -> Targets:
+    """An image's own classes over those of the request.
+
+    An image that names classes, by id or by name, is explained for these alone; `versus` and `top_k` replace one for one.
+
+    Args:
+        document: the image's JSON object without its bytes.
+        where: how to call it in a message, such as `images[0].`.
+        shared: the request's targets.
+
+    Raises:
+        ParameterInvalid: as for options.
+    """
+    own = _parse(Targets, from_json(document, where), where)
+    given = own.model_dump(include=own.model_fields_set)
+    if not given:
+        return shared
+    kept = shared.model_dump(exclude={"class_id", "class_name"} if given.keys() & {"class_id", "class_name"} else set())
+    return Targets.model_validate(kept | given)
+
+
+def check_classes(targets: Iterable[Targets], limit: int, *, explaining: bool) -> None:
+    """Refuses more classes per image than the operator allows.
+
+    Args:
+        targets: those of every image.
+        limit: `settings.max_classes_per_image`.
+        explaining: whether `top_k`, with no class named, asks for so many explanations.
+
+    Raises:
+        ParameterInvalid: says the limit.
+    """
+    for one in targets:
+        named = len(one.class_id) + len(one.class_name)
+        if named > limit:
+            raise ParameterInvalid(f"class_id, class_name: at most {limit} classes for one image")
+        if explaining and not named and (one.top_k or 0) > limit:
+            raise ParameterInvalid(f"top_k: at most {limit} when it says how many classes to explain")
+
+
+def _parse(model: type[TargetsT], raw: Mapping[str, Any], where: str = "") -> TargetsT:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_input=False)
+        raise ParameterInvalid(validation_detail(errors, tuple(model.model_fields), where)) from None
+
+
+def validation_detail(errors: Sequence[Any], known: Sequence[str] = (), where: str = "") -> str:
+    """Pydantic's findings as sentences, such as `alpha: must be at most 1`, without a word of what was given.
+
+    Args:
+        errors: pydantic's error dictionaries.
+        known: the options there are, to suggest one for an unknown name.
+        where: put before each option's name.
+    """
+    wrong: dict[str, list[str]] = {}
+    for error in errors:
+        name = str(error["loc"][0]) if error["loc"] else ""
+        phrase = _unknown(name, known) if error["type"] == "extra_forbidden" else _phrase(error)
+        phrases = wrong.setdefault(name, [])
+        if phrase not in phrases:
+            phrases.append(phrase)
+    return "; ".join(_sentence(name, phrases, where) for name, phrases in wrong.items())
+
+
+def _sentence(name: str, phrases: list[str], where: str) -> str:
+    if not name:
+        return " or ".join(phrases)
+    label = where + (name if PRINTABLE_NAME.fullmatch(name) else "(a name not shown)")
+    # A value that may be of several kinds failed as each of them.
+    joined = " or ".join([phrases[0], *(phrase.removeprefix("must be ") for phrase in phrases[1:])])
+    return f"{label}: {joined}"
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name.lower()[:40], known, n=1, cutoff=CLOSE)
+    if near:
+        return f"unknown option; did you mean {near[0]}?"
+    return f"unknown option; there are {', '.join(known)}" if known else "unknown option"
+
+
+def _phrase(error: Mapping[str, Any]) -> str:
+    context: Mapping[str, Any] = error.get("ctx", {})
+    match error["type"]:
+        case "literal_error":
+            return f"must be one of {str(context['expected']).replace(chr(39), '').replace(' or ', ', ')}"
+        case "less_than_equal":
+            return f"must be at most {_number(context['le'])}"
+        case "greater_than_equal":
+            return f"must be at least {_number(context['ge'])}"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return "must be an integer"
+        case "int_parsing_size":
+            return "must be a smaller integer"
+        case "float_parsing" | "float_type":
+            return "must be a number"
+        case "finite_number":
+            return "must be a finite number"
+        case "bool_parsing" | "bool_type":
+            return "must be true or false"
+        case "string_type":
+            return "must be a text"
+        case "string_too_short":
+            return "must be a text that is not empty"
+        case "string_too_long":
+            return f"must be a text of at most {context['max_length']} characters"
+        case "value_error":
+            return str(context["error"])  # our own validators' words
+        case _:
+            return "must be of another kind; GET /docs describes it"
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"

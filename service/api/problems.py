@@ -1,0 +1,108 @@
+"""Every error's way to the client: one body, RFC 9457's, for our own errors and for the framework's.
+
+A body never holds the client's input, a path, a stack or a library's words: `detail` is written where the error is raised, and
+what FastAPI and Starlette say is replaced here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import orjson
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api.parameters import validation_detail
+from service.api.record import record_of
+from service.errors import (
+    CamserveError,
+    MethodNotAllowed,
+    NotFound,
+    ParameterInvalid,
+    PayloadTooLarge,
+    RequestError,
+)
+
+MEDIA_TYPE = "application/problem+json"
+DEFAULT_RETRY_AFTER_S = 1
+RETRY_STATUSES = (429, 503)
+
+log = structlog.get_logger(__name__)
+
+
+def problem_response(error: CamserveError, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+    """The error as `application/problem+json`.
+
+    Args:
+        error: its class gives status, code and title, its `detail` the sentence for people.
+        request_id: becomes `instance`.
+        headers: sent as they are, beside Retry-After where the status asks for it.
+    """
+    body = {
+        "type": f"urn:camserve:problem:{error.code}",
+        "title": error.title,
+        "status": int(error.status),
+        "detail": error.detail,
+        "instance": f"urn:request:{request_id}",
+        "code": error.code,
+        "error": error.detail,  # where clients of TorchServe, Triton and KServe look
+    }
+    extra = {"Vary": "Accept", **(headers or {})}
+    if error.status in RETRY_STATUSES:
+        seconds = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
+        extra["Retry-After"] = str(max(1, math.ceil(seconds)))
+    if isinstance(error, PayloadTooLarge):
+        extra["Connection"] = "close"  # the rest of the body is not worth reading
+    return Response(orjson.dumps(body), int(error.status), extra, MEDIA_TYPE)
+
+
+def internal_error() -> CamserveError:
+    """What a client is told of a fault of ours: nothing but where to find it."""
+    return CamserveError("Something failed on our side. Quote the request id when you report it.")
+
+
+async def _answer_own(request: Request, error: Exception) -> Response:
+    assert isinstance(error, CamserveError)
+    return _answer(request, error)
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _answer(request, _translate(error), error.headers)
+
+
+async def _answer_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return _answer(request, ParameterInvalid(validation_detail(error.errors())))
+
+
+def _answer(request: Request, error: CamserveError, headers: Mapping[str, str] | None = None) -> Response:
+    record = record_of(request.scope)
+    record.code = error.code
+    if error.status == 500:
+        log.error("request failed", code=error.code, exc_info=error)
+    return problem_response(error, record.id, headers)
+
+
+def _translate(error: HTTPException) -> CamserveError:
+    match error.status_code:
+        case 404:
+            return NotFound("There is nothing at this address. GET / says what is served.")
+        case 405:
+            return MethodNotAllowed("This address does not know this HTTP method; the Allow header lists those it knows.")
+        case status if status < 500:
+            return RequestError("This is not a request that the service understands. GET /docs describes them.")
+        case _:
+            return internal_error()
+
+
+def install(app: FastAPI) -> None:
+    """Answers every exception that a route lets out; what escapes even this is caught by the outermost middleware."""
+    app.add_exception_handler(CamserveError, _answer_own)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RequestValidationError, _answer_validation)

@@ -1,0 +1,135 @@
+"""POST /predict and POST /explain: each a translation from a request to one call of the explainer and back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Path
+from fastapi.requests import Request
+from fastapi.responses import Response
+
+from service import errors
+from service.api import negotiation
+from service.api.answers import answer_response
+from service.api.documentation import REQUEST_BODY, option_parameters, problems, success
+from service.api.record import record_of
+from service.api.schemas import ExplainResponse, PredictResponse
+from service.api.uploads import read_upload
+from service.api.watching import unless_gone
+from service.explain.options import Options
+
+PROBLEMS: Final = problems(
+    errors.RequestError,
+    errors.JsonInvalid,
+    errors.Base64Invalid,
+    errors.MultipartInvalid,
+    errors.AuthRequired,
+    errors.AuthInvalid,
+    errors.ModelNotFound,
+    errors.NotAcceptable,
+    errors.PayloadTooLarge,
+    errors.UnsupportedImageType,
+    errors.ContentTypeUnsupported,
+    errors.ContentEncodingUnsupported,
+    errors.ImageMissing,
+    errors.ImageEmpty,
+    errors.ImageTruncated,
+    errors.ImageCorrupt,
+    errors.ImageTooManyPixels,
+    errors.ImageTooSmall,
+    errors.ImageAspectRatio,
+    errors.ImageTooComplex,
+    errors.ImageUnsupportedFeature,
+    errors.TooManyImages,
+    errors.ClassNotFound,
+    errors.LayerNotFound,
+    errors.MethodNotApplicable,
+    errors.ParameterInvalid,
+    errors.Overloaded,
+    errors.EngineError,
+    errors.InferenceNonFinite,
+    errors.NotReady,
+    errors.ShuttingDown,
+    errors.ModelUnhealthy,
+    errors.DeadlineExceeded,
+)
+PREDICT: Final[dict[str, Any]] = {
+    "response_class": Response,
+    "responses": success(PredictResponse) | PROBLEMS,
+    "tags": ["classify"],
+}
+EXPLAIN: Final[dict[str, Any]] = {
+    "response_class": Response,
+    "responses": success(ExplainResponse, pictures=True) | PROBLEMS,
+    "tags": ["explain"],
+}
+WITH_MODEL: Final[dict[str, Any]] = REQUEST_BODY | {"parameters": option_parameters()}
+MODEL_IN_PATH: Final[dict[str, Any]] = REQUEST_BODY | {"parameters": option_parameters(leave_out=["model"])}
+
+ModelName = Annotated[str, Path(description="Name of a model card, see GET /models.")]
+
+router = APIRouter()
+
+
+@router.post("/predict", summary="Classify pictures", openapi_extra=WITH_MODEL, **PREDICT)
+async def predict(request: Request) -> Response:
+    """The best classes of one or more pictures, with probabilities and logits."""
+    return await _answer(request, None, explaining=False)
+
+
+@router.post("/models/{model}/predict", summary="Classify pictures with a named model", openapi_extra=MODEL_IN_PATH, **PREDICT)
+async def predict_with(request: Request, model: ModelName) -> Response:
+    """As POST /predict, with the model named in the path."""
+    return await _answer(request, model, explaining=False)
+
+
+@router.post("/explain", summary="Explain pictures", openapi_extra=WITH_MODEL, **EXPLAIN)
+async def explain(request: Request) -> Response:
+    """Where in one or more pictures a class was found: heatmaps and overlays, with everything needed to read them.
+
+    `Accept: image/png`, `image/jpeg` or `image/webp` (or option `format`) returns the overlay of one picture and one class, or a
+    contact sheet of several with `overlay_type=panel`. `application/x-npy` returns the float32 map. Else JSON.
+    """
+    return await _answer(request, None, explaining=True)
+
+
+@router.post("/models/{model}/explain", summary="Explain pictures with a named model", openapi_extra=MODEL_IN_PATH, **EXPLAIN)
+async def explain_with(request: Request, model: ModelName) -> Response:
+    """As POST /explain, with the model named in the path."""
+    return await _answer(request, model, explaining=True)
+
+
+async def _answer(request: Request, model: str | None, *, explaining: bool) -> Response:
+    state, record = request.app.state, record_of(request.scope)
+    if state.phase == "starting":
+        raise errors.NotReady("The models are still loading. GET /readyz says when they are ready.", retry_after_s=2)
+    deadline = asyncio.get_running_loop().time() + state.settings.request_timeout_s
+    try:
+        async with asyncio.timeout_at(deadline) as limit:
+            upload = await read_upload(request, state.settings, explaining=explaining)
+            options = _with_model(upload.options, model)
+            name = options.model or state.settings.models[0]
+            record.model = name if name in state.settings.models else ""
+            offers = negotiation.EXPLAIN if explaining else negotiation.PREDICT
+            delivery = negotiation.negotiate(request.headers.get("accept"), options.format, offers)
+            if explaining:
+                work = state.explainer.explain(upload.subjects, options, delivery, deadline)
+            else:
+                work = state.explainer.predict(upload.subjects, options, deadline)
+            record.answer = answer = await unless_gone(request.receive, work)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise errors.DeadlineExceeded(
+            f"There was no answer within {state.settings.request_timeout_s:g} seconds. Send fewer images, or try again."
+        ) from None
+    return answer_response(answer, record.id, explaining=explaining)
+
+
+def _with_model(options: Options, model: str | None) -> Options:
+    if model is None:
+        return options
+    if options.model not in (None, model):
+        raise errors.ParameterInvalid("model: the address names one already; leave the option out")
+    return options.model_copy(update={"model": model})

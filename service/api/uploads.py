@@ -1,0 +1,96 @@
+"""One request, in any of its three forms, to the images and options it holds. Knows nothing of answers.
+
+    multipart/form-data            file parts `image` (alias `file`), options as fields
+    image/*, octet-stream, none    the body is the image
+    application/json               images in base64 beside the options
+
+Options of the query string go with each form. Limits are counted while reading, cheapest check first.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from service.api import bodies, parameters
+from service.api.documents import parse_document
+from service.api.multipart import FILE_FIELDS, read_form
+from service.errors import ContentTypeUnsupported, ImageMissing, ParameterInvalid
+from service.explain.answer import Subject
+from service.explain.options import Options
+from service.settings import Settings
+
+RAW_TYPES = ("", "application/octet-stream")
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What a request asks for: at least one image, each with its classes, and the options they share."""
+
+    subjects: tuple[Subject, ...]
+    options: Options
+
+
+async def read_upload(request: Request, settings: Settings, *, explaining: bool) -> Upload:
+    """Reads and checks a request of /predict or /explain.
+
+    Args:
+        request: its body must not have been read.
+        settings: for the limits.
+        explaining: for /explain, where `top_k` may say how many classes to explain.
+
+    Raises:
+        RequestError: the form is wrong: 400, 413, 415 or 422 with the code of `api.md`.
+        ClientDisconnect: the client left before its body was here.
+    """
+    bodies.refuse_early(request, settings.max_body_bytes)
+    query = parameters.from_pairs(request.query_params.multi_items())
+    declared = bodies.content_type(request)
+    if declared == "multipart/form-data":
+        upload = await _from_form(request, query, settings)
+    elif declared == "application/json":
+        upload = await _from_json(request, query, settings)
+    elif declared.startswith("image/") or declared in RAW_TYPES:
+        upload = await _from_raw(request, query, settings)
+    else:
+        raise ContentTypeUnsupported(
+            "Send the picture as multipart/form-data with a file part named image, as image/* or application/octet-stream, or "
+            "in base64 as application/json."
+        )
+    parameters.check_classes(
+        (subject.targets for subject in upload.subjects), settings.max_classes_per_image, explaining=explaining
+    )
+    return upload
+
+
+async def _from_form(request: Request, query: parameters.Raw, settings: Settings) -> Upload:
+    async with aclosing(bodies.stream(request, settings.max_body_bytes)) as chunks:
+        form = await read_form(request.headers, chunks, max_images=settings.max_images_per_request)
+    options = parameters.parse_options(query, parameters.from_pairs(form.fields))
+    for name, _ in form.files:
+        if name not in FILE_FIELDS:
+            raise ParameterInvalid("A file part has another name than image or file.")
+    if not form.files:
+        raise ImageMissing("There is no image. Send it as a file part named image: curl -F image=@cat.jpg.")
+    return Upload(tuple(Subject(data, options.targets) for _, data in form.files), options)
+
+
+async def _from_json(request: Request, query: parameters.Raw, settings: Settings) -> Upload:
+    body = await bodies.read(request, settings.max_body_bytes)
+    document = parse_document(body, max_images=settings.max_images_per_request)
+    options = parameters.parse_options(query, parameters.from_json(document.options))
+    subjects = (
+        Subject(data, parameters.parse_targets(own, f"images[{index}].", options.targets))
+        for index, (data, own) in enumerate(document.images)
+    )
+    return Upload(tuple(subjects), options)
+
+
+async def _from_raw(request: Request, query: parameters.Raw, settings: Settings) -> Upload:
+    options = parameters.parse_options(query, {})
+    body = await bodies.read(request, settings.max_body_bytes)
+    if not body:
+        raise ImageMissing("There is no image: the body is empty. Send the picture: curl --data-binary @cat.jpg.")
+    return Upload((Subject(body, options.targets),), options)

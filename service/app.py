@@ -1,0 +1,98 @@
+"""The application: every part built once, in one function that reads like a list. Nothing here knows how any part works."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import structlog
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from service import __version__
+from service.api import catalogue, documentation, health, problems, routes
+from service.api.middleware import ApiKeys, HeadAsGet, RequestContext
+from service.errors import ConfigurationError
+from service.explain.explainer import Explainer
+from service.explain.registry import Registry
+from service.settings import Settings
+from service.telemetry import Metrics, configure_logging
+
+DESCRIPTION = """Explanations for image classifiers: send a picture, get back where its class was found.
+
+`curl -F image=@cat.jpg -H 'Accept: image/png' localhost:8000/explain -o overlay.png`
+"""
+
+log = structlog.get_logger(__name__)
+
+
+def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseException], None] | None = None) -> FastAPI:
+    """Builds the service.
+
+    `app.state` holds `settings`, `metrics` and `phase` at once, `registry` and `explainer` from the start of its lifespan. Whoever
+    is told to stop may set `phase` to `draining` first, so that /readyz says so while requests are still answered.
+
+    Args:
+        settings: read from the environment if not given.
+        on_fatal: called when the models cannot be loaded, for instance to stop the server. Without it the process lives on, never
+            ready, with the reason in its log.
+    """
+    settings = settings or Settings()
+    metrics = Metrics()
+    configure_logging(settings)
+    app = FastAPI(
+        title="camserve",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=_lifespan(settings, metrics, on_fatal or (lambda error: None)),
+        middleware=[
+            Middleware(HeadAsGet),
+            Middleware(RequestContext, metrics=metrics),
+            Middleware(ApiKeys, keys=settings.api_keys),
+        ],
+        redirect_slashes=False,  # a redirect would repeat the client's Host header
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    app.state.metrics = metrics
+    app.state.phase = "starting"
+    for router in (routes.router, catalogue.router, health.router):
+        app.include_router(router)
+    problems.install(app)
+    documentation.install(app)
+    return app
+
+
+def _lifespan(
+    settings: Settings, metrics: Metrics, on_fatal: Callable[[BaseException], None]
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with ThreadPoolExecutor(settings.codec_threads, thread_name_prefix="codec") as codecs:
+            app.state.registry = registry = Registry(settings, metrics)
+            app.state.explainer = Explainer(registry, settings, codecs, metrics)
+            loading = asyncio.create_task(_load(app, registry, on_fatal))
+            try:
+                yield
+            finally:
+                app.state.phase = "draining"
+                loading.cancel()
+                await asyncio.gather(loading, return_exceptions=True)
+                await registry.close()
+
+    return lifespan
+
+
+async def _load(app: FastAPI, registry: Registry, on_fatal: Callable[[BaseException], None]) -> None:
+    """In the background, so that /livez answers while the models load."""
+    try:
+        await registry.start()
+    except Exception as error:
+        log.critical("the models cannot be loaded", reason=str(error), exc_info=not isinstance(error, ConfigurationError))
+        on_fatal(error)
+    else:
+        if app.state.phase == "starting":
+            app.state.phase = "serving"
+            log.info("ready", models=list(app.state.settings.models))
