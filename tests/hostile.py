@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from tests import pictures as make
+from tests.foreign import OTHER_FORMATS
 
 Data = Callable[[], bytes]
 
@@ -85,12 +86,17 @@ def _broken() -> Iterator[Case]:
     """Section 2.1: empty, broken, lying."""
     yield from _refused("H01", "image_empty", empty=lambda: b"")
     yield from _refused(
-        "H02", "image_truncated", one_byte=lambda: b"\xff", jpeg_magic=lambda: b"\xff\xd8\xff", png_magic=lambda: b"\x89PNG\r\n",
-        png_signature=lambda: make.PNG_MAGIC, gif_magic=lambda: b"GIF8", riff=lambda: b"RIFF\x10\0\0\0", webp_magic=lambda: _webp()[:12],
-    )  # fmt: skip
-    yield from _refused(
-        "H03", "unsupported_image_type", random=lambda: b"\x00" + random.Random(3).randbytes(65535)
+        "H02",
+        "image_truncated",
+        one_byte=lambda: b"\xff",
+        jpeg_magic=lambda: b"\xff\xd8\xff",
+        png_magic=lambda: b"\x89PNG\r\n",
+        png_signature=lambda: make.PNG_MAGIC,
+        gif_magic=lambda: b"GIF8",
+        riff=lambda: b"RIFF\x10\0\0\0",
+        webp_magic=lambda: _webp()[:12],
     )
+    yield from _refused("H03", "unsupported_image_type", random=lambda: b"\x00" + random.Random(3).randbytes(65535))
     yield from _refused(
         "H04", "unsupported_image_type",
         text=lambda: b"a cat, honestly", html=lambda: b"<!doctype html><img src=cat.jpg>", json=lambda: b'{"image": 1}',
@@ -117,13 +123,19 @@ def _broken() -> Iterator[Case]:
         jpeg_no_height_and_DNL=lambda: make.patched_sof(make.jpeg(), 48, 0)[:-2] + b"\xff\xdc\0\x04\0\x20\xff\xd9",
     )  # fmt: skip
     yield from _refused(
-        "H16", "image_corrupt", png_IHDR_checksum=partial(_flip, _png, b"IHDR", 17), png_IDAT_checksum=partial(_flip, _png, b"IDAT", 30)
-    )  # fmt: skip
+        "H16",
+        "image_corrupt",
+        png_IHDR_checksum=partial(_flip, _png, b"IHDR", 17),
+        png_IDAT_checksum=partial(_flip, _png, b"IDAT", 30),
+    )
     yield from _accepted("H16", png_text_checksum=lambda: make.insert(_png(), make.chunk(b"tEXt", b"k\0v")[:-1] + b"!"))
     yield from _refused(
-        "H17", "image_truncated", png_half_the_rows=lambda: make.png_flat(32, 32, rows=16), png_no_rows=lambda: make.png_flat(32, 32, rows=0),
+        "H17",
+        "image_truncated",
+        png_half_the_rows=lambda: make.png_flat(32, 32, rows=16),
+        png_no_rows=lambda: make.png_flat(32, 32, rows=0),
         png_no_IEND=lambda: _png()[:-12],
-    )  # fmt: skip
+    )
     yield from _accepted("H17", png_garbage_behind=lambda: _png() + random.Random(17).randbytes(500))
     yield from _refused(
         "H18", "image_corrupt",
@@ -155,7 +167,7 @@ def _repeated_sof(times: int) -> bytes:
 
 
 def _complex() -> Iterator[Case]:
-    """What section 2.2 refuses: the rest of it is legitimate and lies in `tests.odd`."""
+    """What section 2.2 refuses: the rest of it is legitimate and is checked in `tests/imaging/test_decode_odd.py`."""
     for name, marker in (("lossless", 0xC3), ("arithmetic", 0xC9)):
         yield from _refused("H23", "image_unsupported_feature", **{f"jpeg_{name}": partial(_marked_sof, marker)})
     yield from _refused(
@@ -180,9 +192,13 @@ def _bombs() -> Iterator[Case]:
     yield from _refused("H63", many, png_one_row_too_many=partial(make.png_flat, 10_000, 5001, 1, 0))
     yield from _accepted("H63", png_50_MP=partial(make.png_flat, 10_000, 5000, 1, 0))
     yield from _refused("H64", many, gif_4_gigapixels=lambda: make.gif_head(65535, 65535) + make.gif_frame(0, 0, 1, 1) + b";")
-    yield from _refused("H65", many, gif_frame_far_beyond=lambda: make.gif_head(16, 16) + make.gif_frame(60000, 60000, 1, 1) + b";")
+    yield from _refused(
+        "H65", many, gif_frame_far_beyond=lambda: make.gif_head(16, 16) + make.gif_frame(60000, 60000, 1, 1) + b";"
+    )
     yield from _accepted("H66", gif_100_000_frames=lambda: make.gif_head(16, 16) + make.gif_frame(0, 0, 1, 1) * 100_000 + b";")
-    yield from _refused("H67", "image_corrupt", gif_zero_width=lambda: make.gif_head(16, 16) + make.gif_frame(0, 0, 0, 16) + b";")
+    yield from _refused(
+        "H67", "image_corrupt", gif_zero_width=lambda: make.gif_head(16, 16) + make.gif_frame(0, 0, 0, 16) + b";"
+    )
     yield from _refused(
         "H67", "image_truncated", gif_too_few_codes=lambda: make.gif_head(16, 16) + make.gif_frame(0, 0, 16, 16) + b";"
     )
@@ -205,15 +221,19 @@ def _bombs() -> Iterator[Case]:
     yield from _accepted(
         "H75", png_profile_of_256_MiB=lambda: make.insert(_png(), make.chunk(b"iCCP", b"p\0\0" + make.deflated_zeros(1 << 28)))
     )
-    yield from _refused("H76", "image_too_complex", png_100_000_chunks=lambda: make.insert(_png(), make.chunk(b"teSt") * 100_000))
+    yield from _refused(
+        "H76", "image_too_complex", png_100_000_chunks=lambda: make.insert(_png(), make.chunk(b"teSt") * 100_000)
+    )
     yield from _accepted("H77", jpeg_10_MB_of_APP=lambda: make.after_soi(make.jpeg(), make.segment(0xE5, bytes(65533)) * 150))
     yield from _accepted(
         "H78",
         apng_2_billion_frames=lambda: make.insert(_png(), make.chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))),
         apng_gap=lambda: make.insert(
-            _png(), make.chunk(b"acTL", struct.pack(">II", 2, 0)), make.chunk(b"fcTL", struct.pack(">IIIIIHHBB", 7, 9, 9, 90, 0, 1, 1, 0, 0))
+            _png(),
+            make.chunk(b"acTL", struct.pack(">II", 2, 0)),
+            make.chunk(b"fcTL", struct.pack(">IIIIIHHBB", 7, 9, 9, 90, 0, 1, 1, 0, 0)),
         ),
-    )  # fmt: skip
+    )
     yield from _accepted("H79", png_padded_to_1_MB=lambda: _png() + bytes(1_000_000 - len(_png())))
 
 
@@ -224,56 +244,24 @@ def _webp_frames() -> bytes:
     return make.riff(data[12:at], data[at : at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")] * 5000)
 
 
-OTHER_FORMATS: dict[str, bytes] = {
-    "H81 bmp": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 58, 0, 0, 54, 40, 1, 1, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(4),
-    "H82 bmp bomb": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 58, 0, 0, 54, 40, 30000, 30000, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(4),
-    "H83 ico": b"\0\0\1\0\1\0\x10\x10\0\0\1\0\x20\0" + bytes(8),
-    "H84 tiff little": b"II*\0\x08\0\0\0\0\0" + bytes(4),
-    "H84 tiff big": b"MM\0*\0\0\0\x08\0\0" + bytes(4),
-    "H85 bigtiff": b"II+\0\x08\0\0\0\x10" + bytes(7),
-    "H88 avif": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf",
-    "H89 avif sequence": b"\0\0\0\x1cftypavis\0\0\0\0avisavifmiaf",
-    "H90 heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
-    "H91 jpeg xl": b"\xff\x0a\xfa\x1f\x41\x91\x08\x06\x01\0",
-    "H91 jpeg xl container": b"\0\0\0\x0cJXL \r\n\x87\n",
-    "H91 jpeg 2000": b"\0\0\0\x0cjP  \r\n\x87\n",
-    "H91 jpeg 2000 stream": b"\xff\x4f\xff\x51\0\x2f",
-    "H92 psd": b"8BPS\0\1" + bytes(20),
-    "H93 eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%id) (r) file\n",
-    "H93 eps with dos header": b"\xc5\xd0\xd3\xc6\x1e\0\0\0" + bytes(22),
-    "H94 pdf": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n",
-    "H95 svg": b'<?xml version="1.0"?><!DOCTYPE s [<!ENTITY x SYSTEM "file:///etc/passwd">]><svg>&x;</svg>',
-    "H96 icns": b"icns\0\0\0\x08",
-    "H96 sgi": b"\x01\xda\0\1\0\3",
-    "H96 pcx": b"\x0a\5\1\x08" + bytes(124),
-    "H96 dds": b"DDS \x7c\0\0\0" + bytes(120),
-    "H96 fits": b"SIMPLE  =                    T",
-    "H96 xpm": b"/* XPM */\nstatic char *x[] = {",
-    "H96 qoi": b"qoif\0\0\0\1\0\0\0\1\3\0",
-    "H97 ppm": b"P6\n1000000000 1000000000\n255\n",
-    "H98 raw": b"II*\0\x10\0\0\0CR\2\0",
-    "H99 numpy": b"\x93NUMPY\1\0v\0{'descr': '|u1'}",
-    "H99 pickle": b"\x80\x04\x95\x0b\0\0\0",
-    "H104 mng": b"\x8aMNG\r\n\x1a\n",
-    "H104 jng": b"\x8bJNG\r\n\x1a\n",
-    "H105 byte order mark": b"\xef\xbb\xbf\xff\xd8\xff\xe0",
-    "H105 leading space": b" \xff\xd8\xff\xe0",
-    "H105 base64": b"/9j/4AAQSkZJRgABAQAAAQABAAD",
-    "H67 riff that is no webp": b"RIFF\x24\0\0\0WAVEfmt ",
-}
-
-
 def _others() -> Iterator[Case]:
     """Section 2.4, and what of 2.5 is bytes."""
     for name, literal in OTHER_FORMATS.items():
         id_, _, label = name.partition(" ")
         yield from _refused(id_, "unsupported_image_type", **{label.replace(" ", "_"): partial(bytes, literal)})
     yield from _accepted(
-        "H100", png_and_zip=lambda: _png() + _zip(), gif_and_zip=lambda: _gif() + _zip(), jpeg_and_php=lambda: make.jpeg() + b"<?php ?>"
-    )  # fmt: skip
-    yield from _accepted("H101", jpeg_script_in_comment=lambda: make.after_soi(make.jpeg(), make.segment(0xFE, b"<script>\r\n\x1b[31m")))
+        "H100",
+        png_and_zip=lambda: _png() + _zip(),
+        gif_and_zip=lambda: _gif() + _zip(),
+        jpeg_and_php=lambda: make.jpeg() + b"<?php ?>",
+    )
+    yield from _accepted(
+        "H101", jpeg_script_in_comment=lambda: make.after_soi(make.jpeg(), make.segment(0xFE, b"<script>\r\n\x1b[31m"))
+    )
     yield from _accepted("H102", png_with_bmp_text=lambda: make.insert(_png(), make.chunk(b"tEXt", b"k\0BM" + bytes(54))))
-    yield from _refused("H103", "image_unsupported_feature", png_CgBI=lambda: make.PNG_MAGIC + make.chunk(b"CgBI", b"P\0 \2") + _png()[8:])
+    yield from _refused(
+        "H103", "image_unsupported_feature", png_CgBI=lambda: make.PNG_MAGIC + make.chunk(b"CgBI", b"P\0 \2") + _png()[8:]
+    )
 
 
 CATALOGUE: list[Case] = [*_broken(), *_complex(), *_bombs(), *_others()]

@@ -91,7 +91,9 @@ def deflated_zeros(size: int) -> bytes:
     """A zlib stream that inflates to `size` zero bytes."""
     packer = zlib.compressobj(9)
     piece = bytes(1 << 20)
-    return b"".join([packer.compress(piece) for _ in range(size >> 20)] + [packer.compress(bytes(size & 0xFFFFF)), packer.flush()])
+    return b"".join(
+        [packer.compress(piece) for _ in range(size >> 20)] + [packer.compress(bytes(size & 0xFFFFF)), packer.flush()]
+    )
 
 
 # JPEG -------------------------------------------------------------------------------------------------------------------
@@ -125,7 +127,9 @@ def scans(count: int, width: int, height: int) -> bytes:
 
 def exif(orientation: int, *, kind: int = 3, order: str = "<") -> bytes:
     """A TIFF block with one entry, the orientation, of any TIFF type; no Exif prefix."""
-    value = {2: b"6\0\0\0", 3: struct.pack(f"{order}HH", orientation & 0xFFFF, 0), 4: struct.pack(f"{order}I", orientation)}[kind]
+    value = {2: b"6\0\0\0", 3: struct.pack(f"{order}HH", orientation & 0xFFFF, 0), 4: struct.pack(f"{order}I", orientation)}[
+        kind
+    ]
     mark = b"II" if order == "<" else b"MM"
     return mark + struct.pack(f"{order}HIHHHI", 42, 8, 1, 0x0112, kind, 1) + value + b"\0\0\0\0"
 

@@ -1,0 +1,184 @@
+"""How a picture meets a network's input, and the way back. Knows boxes and pixels; knows no file, network or colour map.
+
+Boxes are (left, top, right, bottom). Sizes are (width, height), but `input_size` is (height, width), as arrays have it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Fit = Literal["crop", "squash", "pad", "native"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Box = tuple[int, int, int, int]
+
+_RESAMPLING: Final[dict[Interpolation, Image.Resampling]] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """What a network wants to see.
+
+    Attributes:
+        height: of the input in pixels.
+        width: of the input in pixels.
+        resize: the short side before the centre crop ("resize 256, crop 224"); None covers the input and no more.
+        interpolation: Pillow's filter.
+    """
+
+    height: int
+    width: int
+    resize: int | None
+    interpolation: Interpolation
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which part of a picture lies where in the input.
+
+    Attributes:
+        input_size: (height, width) of the input in pixels.
+        source: box in the upright original that is resampled; not on whole pixels.
+        window: box in the input where it lies; the whole input but for padding.
+        region: box in the upright original that the network saw, on whole pixels.
+        original: (width, height) of the upright original.
+    """
+
+    input_size: tuple[int, int]
+    source: tuple[float, float, float, float]
+    window: Box
+    region: Box
+    original: tuple[int, int]
+
+
+def place(width: int, height: int, spec: InputSpec, fit: Fit) -> Placement:
+    """Decide how a picture of `width` by `height` pixels is laid into the input.
+
+    `crop` is torchvision's ``Resize(short side)`` and ``CenterCrop``, to the pixel. `squash` stretches the whole picture, `pad`
+    keeps its shape and leaves margins, `native` takes it as it is.
+    """
+    if fit == "native":
+        return _placement((height, width), (0, 0, width, height), (0, 0, width, height), (width, height))
+    input_size = (spec.height, spec.width)
+    if fit == "squash":
+        return _placement(input_size, (0, 0, width, height), (0, 0, spec.width, spec.height), (width, height))
+    if fit == "pad":
+        scale = min(spec.width / width, spec.height / height)
+        columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
+        left, top = (spec.width - columns) // 2, (spec.height - rows) // 2
+        return _placement(input_size, (0, 0, width, height), (left, top, left + columns, top + rows), (width, height))
+
+    columns, rows = _resized(width, height, spec)
+    left, crop_left, crop_width = _centre(columns, spec.width)
+    top, crop_top, crop_height = _centre(rows, spec.height)
+    across, down = width / columns, height / rows
+    source = (crop_left * across, crop_top * down, (crop_left + crop_width) * across, (crop_top + crop_height) * down)
+    return _placement(input_size, source, (left, top, left + crop_width, top + crop_height), (width, height))
+
+
+def prepare(rgb: NDArray[np.uint8], placement: Placement, spec: InputSpec, fill: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Resample a picture to the network's input.
+
+    One resize makes the crop alone. Pillow's filter looks beyond the box that it is given, so that the result is that of a
+    resize of the whole picture and a crop after it.
+
+    Args:
+        rgb: uint8 ``[H, W, 3]``, the upright original.
+        placement: from `place`, for this picture's size.
+        spec: the network's wishes.
+        fill: RGB of the margins of a padded picture.
+
+    Returns:
+        uint8 ``[h, w, 3]``, contiguous.
+    """
+    left, top, right, bottom = placement.window
+    size = (right - left, bottom - top)
+    if size == placement.original and placement.region == (0, 0, *size):
+        part = rgb
+    else:
+        image = Image.fromarray(rgb).resize(size, _RESAMPLING[spec.interpolation], box=placement.source)
+        part = np.asarray(image, np.uint8)
+    if part.shape[:2] == placement.input_size:
+        return np.ascontiguousarray(part)
+    canvas = np.empty((*placement.input_size, 3), np.uint8)
+    canvas[:] = fill
+    canvas[top:bottom, left:right] = part
+    return canvas
+
+
+def scaled(rgb: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
+    """A picture, uint8 ``[H, W, 3]``, at the scale that makes its longest side `longest` pixels."""
+    height, width, _ = rgb.shape
+    scale = longest / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), np.uint8)
+
+
+def scaled_region(placement: Placement, width: int, height: int) -> Box:
+    """`placement.region` in pixels of the original scaled to `width` by `height`; never empty."""
+    across, down = width / placement.original[0], height / placement.original[1]
+    left, top, right, bottom = placement.region
+    return _whole((left * across, top * down, right * across, bottom * down), width, height)
+
+
+def spread(values: NDArray[np.float32], placement: Placement, width: int, height: int) -> NDArray[np.float32]:
+    """Draw a map of the network's input on a picture of the original.
+
+    Args:
+        values: float32 ``[h, w]`` at the input's size.
+        placement: how the original was laid into the input.
+        width: of the picture, the original at any scale.
+        height: of the picture.
+
+    Returns:
+        float32 ``[height, width]``: the map where the network looked, 0 elsewhere.
+    """
+    left, top, right, bottom = placement.window
+    seen = np.ascontiguousarray(values[top:bottom, left:right])
+    left, top, right, bottom = scaled_region(placement, width, height)
+    if seen.shape != (bottom - top, right - left):
+        seen = np.asarray(cv2.resize(seen, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR), np.float32)
+    if seen.shape == (height, width):
+        return seen
+    canvas = np.zeros((height, width), np.float32)
+    canvas[top:bottom, left:right] = seen
+    return canvas
+
+
+def _placement(
+    input_size: tuple[int, int], source: tuple[float, float, float, float], window: Box, original: tuple[int, int]
+) -> Placement:
+    return Placement(input_size, source, window, _whole(source, *original), original)
+
+
+def _resized(width: int, height: int, spec: InputSpec) -> tuple[int, int]:
+    """The size before the crop; the long side is cut to a whole number as torchvision does, not rounded."""
+    if spec.resize is None:
+        scale = max(spec.width / width, spec.height / height)
+        return max(spec.width, round(width * scale)), max(spec.height, round(height * scale))
+    if width <= height:
+        return spec.resize, int(spec.resize * height / width)
+    return int(spec.resize * width / height), spec.resize
+
+
+def _centre(length: int, wanted: int) -> tuple[int, int, int]:
+    """Centre `wanted` pixels on a side of `length`: (where they start in the input, where in the side, how many there are)."""
+    if length < wanted:
+        return (wanted - length) // 2, 0, length
+    return 0, round((length - wanted) / 2), wanted
+
+
+def _whole(box: tuple[float, float, float, float], width: int, height: int) -> Box:
+    """The nearest box on whole pixels that lies in the picture and holds at least one of them."""
+    left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
+    return left, top, min(max(round(box[2]), left + 1), width), min(max(round(box[3]), top + 1), height)

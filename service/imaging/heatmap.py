@@ -1,0 +1,139 @@
+"""Signed maps of logit units to maps that can be read and drawn. Knows no picture and no colour.
+
+The way of one class: polarity; per layer a scale and a resize to the input; the mean over layers; the scale again. With
+`minmax` it is pytorch-grad-cam 1.5.7's to the bit: `compute_cam_per_layer`, `aggregate_multi_layers`, `scale_cam_image`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Polarity = Literal["positive", "negative", "both"]
+Scale = Literal["minmax", "max", "shared", "none"]
+Map = NDArray[np.float32]
+
+_EPSILON: Final = 1e-7  # pytorch-grad-cam's
+
+
+@dataclass(frozen=True, slots=True)
+class Heatmap:
+    """One class's map.
+
+    Attributes:
+        values: float32 ``[h, w]`` at the input's size, scaled as asked: what is delivered.
+        shades: float32 ``[h, w]``, what is drawn: 0..1, or -1..1 where `signed`.
+        signed: whether negative values mean something (polarity `both`).
+        raw_min: lowest cell of the grids before scaling, of the asked polarity, in logit units.
+        raw_max: highest cell.
+        blank: whether no cell has the asked sign; values and shades are then zero.
+        grid: (rows, columns) of the first layer's map.
+    """
+
+    values: Map
+    shades: Map
+    signed: bool
+    raw_min: float
+    raw_max: float
+    blank: bool
+    grid: tuple[int, int]
+
+
+def render_maps(
+    maps: Sequence[Sequence[Map]],
+    *,
+    polarity: Polarity,
+    scale: Scale,
+    input_size: tuple[int, int],
+    clip: tuple[float, float] = (0, 100),
+) -> tuple[Heatmap, ...]:
+    """Render the maps of one image's classes.
+
+    Args:
+        maps: for each class, for each layer, a signed grid ``[gh, gw]`` in logit units.
+        polarity: `positive` keeps what speaks for the class, `negative` what speaks against it, `both` keeps signs.
+        scale: `minmax` takes each map to 0..1, `max` divides by its own peak, `shared` by the peak of all classes, `none` keeps
+            logit units. Signed maps keep their zero: `minmax` is then `max`.
+        input_size: (height, width) of the network's input.
+        clip: percentiles of the drawn map: what is below the first shows as lowest, above the second as highest. With `shared`
+            they are those of all classes together, so that clipping does not undo the sharing.
+
+    Returns:
+        One heatmap per class, in order.
+    """
+    signed = polarity == "both"
+    grids = [[_polarize(grid, polarity) for grid in layers] for layers in maps]
+    if scale == "none":
+        values = [_fuse(layers, input_size) for layers in grids]
+        shades = [_by_peak([fused])[0] for fused in values]
+    elif scale == "shared":
+        by_layer = [_by_peak(layer) for layer in zip(*grids, strict=True)]
+        values = _by_peak([_fuse(layers, input_size) for layers in zip(*by_layer, strict=True)])
+        shades = values
+    else:
+        rescale = _minmax if scale == "minmax" and not signed else _by_own_peak
+        values = [rescale(_fuse([rescale(grid) for grid in layers], input_size)) for layers in grids]
+        shades = values
+    shades = _clip(shades, clip) if scale == "shared" else [_clip([shade], clip)[0] for shade in shades]
+    return tuple(
+        Heatmap(
+            values=value,
+            shades=shade,
+            signed=signed,
+            raw_min=float(min(grid.min() for grid in layers)),
+            raw_max=float(max(grid.max() for grid in layers)),
+            blank=not any(grid.any() for grid in layers),
+            grid=(layers[0].shape[0], layers[0].shape[1]),
+        )
+        for layers, value, shade in zip(grids, values, shades, strict=True)
+    )
+
+
+def _polarize(grid: Map, polarity: Polarity) -> Map:
+    if polarity == "both":
+        return np.asarray(grid, np.float32)
+    return np.maximum(grid if polarity == "positive" else -grid, np.float32(0))
+
+
+def _fuse(layers: Sequence[Map], input_size: tuple[int, int]) -> Map:
+    """Every layer's grid, resized to the input, then their mean."""
+    height, width = input_size
+    resized = [cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR) for grid in layers]
+    return np.asarray(np.mean(resized, axis=0), np.float32)
+
+
+def _minmax(values: Map) -> Map:
+    shifted = values - values.min()
+    return np.asarray(shifted / (_EPSILON + shifted.max()), np.float32)
+
+
+def _by_own_peak(values: Map) -> Map:
+    return _by_peak([values])[0]
+
+
+def _by_peak(maps: Sequence[Map]) -> list[Map]:
+    """Divide by the largest magnitude in all of them; zeros stay zeros."""
+    peak = max(float(np.abs(values).max()) for values in maps)
+    if peak == 0:
+        return list(maps)
+    return [values / np.float32(peak) for values in maps]
+
+
+def _clip(maps: list[Map], percentiles: tuple[float, float]) -> list[Map]:
+    """Vertex AI's `clip_percent_lowerbound` and `clip_percent_upperbound`, over magnitudes where there are signs."""
+    if percentiles[0] <= 0 and percentiles[1] >= 100:
+        return maps
+    low, high = (float(bound) for bound in np.percentile(np.abs(np.stack(maps)), percentiles))
+    return [np.sign(values) * _stretch(np.abs(values), low, high) for values in maps]
+
+
+def _stretch(size: Map, low: float, high: float) -> Map:
+    if high > low:
+        return np.asarray(np.clip((size - low) / (high - low), 0, 1), np.float32)
+    # Both bounds lie in one flat stretch, such as the dark ground of a map: what rises above it is highest.
+    return (size > low).astype(np.float32)
