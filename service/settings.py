@@ -74,6 +74,11 @@ class Settings(BaseSettings):
         return self.threads or len(os.sched_getaffinity(0))
 
     @property
+    def engine_threads(self) -> int:
+        """Threads of one network operation on the CPU."""
+        return self.cores
+
+    @property
     def codec_threads(self) -> int:
         """Threads that decode and encode pictures."""
         return max(2, self.cores // 2)

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.attribution import explain_pictures
+from service.engine.card import Card
 from service.engine.graph import NetworkGraph, export
 from service.engine.methods import METHODS
-from service.engine.sources import Loaded
+from service.engine.sources import Loaded, load
 from service.engine.split import Split, split
 from service.engine.work import LayerInfo, Outcome, Work
 from service.errors import ConfigurationError, LayerNotFound, MethodNotApplicable
@@ -36,7 +37,8 @@ class Network:
     """A network on its device, cut at its card's layers, ready to run.
 
     Attributes:
-        precision, engine, device: what every answer says of how it was computed.
+        precision, engine, device, digest: what every answer says of how it was computed.
+        preprocessing: how a picture becomes its input.
         layers: where it can be explained, by module path, at the card's input size.
         classes: number of logits.
     """
@@ -52,6 +54,8 @@ class Network:
         """
         self.name = name
         self.device = str(device)
+        self.digest = loaded.digest
+        self.preprocessing = loaded.preprocessing
         self._device = device
         self._module = loaded.module.to(device)
         self._mean = torch.tensor(loaded.preprocessing.mean, device=device).view(1, -1, 1, 1) * 255
@@ -69,6 +73,15 @@ class Network:
         except LayerNotFound as error:
             raise ConfigurationError(f"card {name}: explain.layer: {error.detail}") from error
         self._default = split(self._graph, self.default_layers)
+
+    @classmethod
+    def load(cls, card: Card, device: torch.device, *, random_weights: bool = False) -> Network:
+        """Builds, fills, exports and cuts the network that a card describes.
+
+        Raises:
+            ConfigurationError: the card cannot be fulfilled; the message names card, field and what would be right.
+        """
+        return cls(card.name, load(card, random_weights=random_weights), card.explain.layer, device)
 
     def check_layers(self, layers: Sequence[str]) -> None:
         """Checks that the network can be explained at each of these module paths.

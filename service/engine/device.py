@@ -1,0 +1,32 @@
+"""Where the networks run and with how many threads: decided once, at start."""
+
+from __future__ import annotations
+
+import torch
+
+from service.errors import ConfigurationError
+
+Device = torch.device
+
+
+def prepare(device: str, threads: int) -> torch.device:
+    """Chooses the device and sets what torch keeps for the whole process.
+
+    Args:
+        device: "auto" (cuda when there is one), "cpu", "cuda" or "cuda:N".
+        threads: of one operation on the CPU.
+
+    Raises:
+        ConfigurationError: the device is not there.
+    """
+    available = torch.cuda.device_count()
+    if device == "auto":
+        device = "cuda" if available else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= available:
+        raise ConfigurationError(f"device: {device} is not there: {available} CUDA devices are visible; use cpu or auto")
+    torch.set_num_threads(max(1, threads))
+    # fp32 means fp32: by default cuDNN would round convolutions to TF32.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return chosen

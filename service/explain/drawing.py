@@ -1,0 +1,151 @@
+"""From a network's maps to what the caller asked to see. Runs in a codec thread; knows no HTTP and no torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from service.engine.work import Outcome
+from service.explain.answer import Delivery, Encoded, Explanation, ImageResult, Prediction
+from service.explain.model import Model, Reading, Wanted
+from service.explain.options import Options
+from service.explain.seeing import Canvas, Map, Pixels, Seen
+from service.imaging.encode import encode_grey, encode_npy, encode_picture
+from service.imaging.heatmap import Heatmap, render_maps
+from service.imaging.overlay import compose
+from service.imaging.panel import Row, contact_sheet
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One image's part of the answer; `rows` and `arrays` are what a document of several is put together from."""
+
+    result: ImageResult
+    rows: tuple[Row, ...] = ()
+    arrays: tuple[Map, ...] = ()
+    overlay: Encoded | None = None
+
+
+def draw(
+    seen: Seen, outcome: Outcome, wanted: Wanted, model: Model, options: Options, delivery: Delivery, abandoned: threading.Event
+) -> Drawn:
+    """Draws everything that was asked for of one image; stops between classes when nobody waits any more."""
+    reading = Reading(outcome.logits, model.labels)
+    predictions = reading.best(wanted.listed)
+    if not outcome.classes:
+        return Drawn(ImageResult(seen.info, predictions, ()))
+    heatmaps = render_maps(
+        outcome.maps,
+        polarity=options.polarity,
+        scale=options.scale,
+        input_size=seen.placement.input_size,
+        clip=(options.clip_percent_lowerbound, options.clip_percent_upperbound),
+    )
+    canvas = Canvas.of(seen, options.size)
+    explanations: list[Explanation] = []
+    rows: list[Row] = []
+    arrays: list[Map] = []
+    picture: Encoded | None = None
+    for class_id, heatmap in zip(outcome.classes, heatmaps, strict=True):
+        if abandoned.is_set():
+            break
+        prediction = reading.of(class_id)
+        versus = None if wanted.versus is None else reading.of(wanted.versus)
+        encoded: Encoded | list[Any] | None = None
+        overlay: Encoded | None = None
+        if delivery == "npy":
+            arrays.append(canvas.spread(heatmap.values))
+        elif delivery != "json" and options.overlay_type == "panel":
+            rows.append(_row(canvas, heatmap, options, prediction, versus))
+        elif delivery != "json":
+            picture = _picture(_overlay(canvas, heatmap, options), delivery)
+        else:
+            encoded = _heatmap(canvas, heatmap, options)
+            overlay = _picture(_one(canvas, heatmap, options, prediction, versus), "png") if options.overlay else None
+        explanations.append(
+            Explanation(
+                prediction=prediction,
+                versus=versus,
+                method=options.method,
+                layer=outcome.layers,
+                polarity=options.polarity,
+                scale=options.scale,
+                raw_min=heatmap.raw_min,
+                raw_max=heatmap.raw_max,
+                blank=heatmap.blank,
+                grid=heatmap.grid,
+                region=seen.placement.region,
+                heatmap=encoded,
+                overlay=overlay,
+            )
+        )
+    return Drawn(ImageResult(seen.info, predictions, tuple(explanations)), tuple(rows), tuple(arrays), picture)
+
+
+def document(drawn: Sequence[Drawn], delivery: Delivery) -> Encoded | None:
+    """The whole answer as one picture or array; None for JSON."""
+    if delivery == "json":
+        return None
+    if delivery == "npy":
+        (only,) = drawn
+        stack = only.arrays[0] if len(only.arrays) == 1 else np.stack(only.arrays)
+        return Encoded("application/x-npy", stack.shape[-1], stack.shape[-2], encode_npy(stack))
+    rows = [row for image in drawn for row in image.rows]
+    if rows:
+        return _picture(contact_sheet(rows), delivery)
+    return drawn[0].overlay
+
+
+def _heatmap(canvas: Canvas, heatmap: Heatmap, options: Options) -> Encoded | list[Any] | None:
+    height, width, _ = canvas.rgb.shape
+    match options.heatmap:
+        case "none":
+            return None
+        case "list":
+            listed: list[Any] = canvas.spread(heatmap.values).tolist()
+            return listed
+        case "npy":
+            return Encoded("application/x-npy", width, height, encode_npy(canvas.spread(heatmap.values)))
+        case "png" | "png16":
+            bits = 16 if options.heatmap == "png16" else 8
+            return Encoded("image/png", width, height, encode_grey(canvas.spread(heatmap.shades), bits, signed=heatmap.signed))
+
+
+def _overlay(canvas: Canvas, heatmap: Heatmap, options: Options, overlay_type: str | None = None) -> Pixels:
+    return compose(
+        canvas.rgb,
+        canvas.spread(heatmap.shades),
+        region=canvas.region,
+        color_map=options.color_map,
+        alpha=options.alpha,
+        overlay_type=overlay_type or options.overlay_type,
+        signed=heatmap.signed,
+    )
+
+
+def _row(canvas: Canvas, heatmap: Heatmap, options: Options, prediction: Prediction, versus: Prediction | None) -> Row:
+    note = f"{options.method}, {options.polarity}" if versus is None else f"{options.method}, versus {versus.label}"
+    return Row(
+        rgb=canvas.rgb,
+        heat_rgb=_overlay(canvas, heatmap, options, "none"),
+        overlay_rgb=_overlay(canvas, heatmap, options, "original"),
+        caption=f"{prediction.label}  {prediction.probability:.1%}",
+        note=f"{note}, nothing found" if heatmap.blank else note,
+    )
+
+
+def _one(canvas: Canvas, heatmap: Heatmap, options: Options, prediction: Prediction, versus: Prediction | None) -> Pixels:
+    """One class's picture of whatever kind."""
+    if options.overlay_type == "panel":
+        return contact_sheet([_row(canvas, heatmap, options, prediction, versus)])
+    return _overlay(canvas, heatmap, options)
+
+
+def _picture(rgb: Pixels, media: Delivery) -> Encoded:
+    height, width, _ = rgb.shape
+    assert media in {"png", "jpeg", "webp"}
+    return Encoded(f"image/{media}", width, height, encode_picture(rgb, media))

@@ -1,0 +1,155 @@
+"""One served model: a card brought to life, with its labels, its worker, and what it says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.card import Card
+from service.engine.device import Device
+from service.engine.labels import LabelSet, read_labels
+from service.engine.methods import METHODS
+from service.engine.network import Network
+from service.engine.work import Outcome, Work
+from service.errors import ConfigurationError, ParameterInvalid
+from service.explain.answer import ModelIdentity, ModelInfo, Prediction
+from service.explain.batcher import Batcher
+from service.explain.options import Targets
+from service.imaging.geometry import InputSpec
+from service.settings import Settings
+from service.telemetry import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The classes of one image, found: `classes` in order, or the `best` so many where none was named."""
+
+    classes: tuple[int, ...]
+    best: int
+    versus: int | None
+    listed: int
+
+
+class Reading:
+    """An image's logits, float32 ``[classes]``, read with the model's labels."""
+
+    def __init__(self, logits: NDArray[np.float32], labels: LabelSet) -> None:
+        powers = np.exp(logits.astype(np.float64) - logits.max())
+        self._probabilities = powers / powers.sum()
+        self._logits = logits
+        self._labels = labels
+
+    def of(self, class_id: int) -> Prediction:
+        """What the network says of one class; the probability is the softmax over all."""
+        return Prediction(
+            class_id,
+            self._labels.label(class_id),
+            self._labels.wordnet_id(class_id),
+            float(self._probabilities[class_id]),
+            float(self._logits[class_id]),
+        )
+
+    def best(self, count: int) -> tuple[Prediction, ...]:
+        """The `count` best classes, best first."""
+        return tuple(self.of(int(class_id)) for class_id in np.argsort(-self._logits, kind="stable")[:count])
+
+
+class Model:
+    """A network, its labels and its worker.
+
+    Attributes:
+        spec, fill: how a picture becomes the network's input; the colour of padding is the card's mean.
+        batcher: the worker; started and closed by the registry.
+    """
+
+    def __init__(self, card: Card, network: Network, labels: LabelSet, settings: Settings, metrics: Metrics) -> None:
+        self.card = card
+        self.network = network
+        self.labels = labels
+        pre = network.preprocessing
+        self.spec = InputSpec(pre.height, pre.width, pre.resize, pre.interpolation)
+        red, green, blue = (round(255 * mean) for mean in pre.mean)
+        self.fill = (red, green, blue)
+        self.max_batch_size = card.runtime.max_batch_size or settings.max_batch_size
+        self.identity = ModelIdentity(
+            card.name, card.version, network.digest, network.precision, network.engine, network.device
+        )
+        self.batcher: Batcher[Work, Outcome] = Batcher(
+            network.run,
+            name=card.name,
+            max_batch_size=self.max_batch_size,
+            max_queue_size=settings.max_queue_size,
+            max_delay_s=settings.max_queue_delay_ms / 1000,
+            on_batch=lambda size, seconds: self._observe(metrics, size, seconds),
+            on_depth=metrics.queue_depth.labels(card.name).set,
+        )
+
+    @classmethod
+    def load(cls, card: Card, device: Device, settings: Settings, metrics: Metrics) -> Model:
+        """Loads, exports and warms; blocks for seconds.
+
+        Raises:
+            ConfigurationError: the card cannot be fulfilled.
+        """
+        labels = read_labels(card)
+        network = Network.load(card, device, random_weights=settings.random_weights)
+        if len(labels) != network.classes:
+            raise ConfigurationError(
+                f"card {card.name}: labels: there are {len(labels)} labels, but the network has {network.classes} classes"
+            )
+        model = cls(card, network, labels, settings, metrics)
+        network.warm([1, model.max_batch_size])
+        return model
+
+    async def start(self) -> None:
+        """Starts the worker and sends one prediction through it."""
+        await self.batcher.start()
+        blank = np.zeros((self.spec.height, self.spec.width, 3), np.uint8)
+        await self.batcher.submit([Work(blank)], deadline=asyncio.get_running_loop().time() + 60)
+
+    def wanted(self, targets: Targets, *, explain: bool, most: int) -> Wanted:
+        """Which classes an image's targets mean.
+
+        Raises:
+            ClassNotFound: an id or name that this model does not have.
+            ParameterInvalid: more than `most` classes.
+        """
+        listed = min(targets.top_k or 5, len(self.labels))
+        if not explain:
+            return Wanted((), 0, None, listed)
+        classes = (*map(self.labels.check, targets.class_id), *map(self.labels.find, targets.class_name))
+        best = 0 if classes else min(targets.top_k or 1, len(self.labels))
+        if max(len(classes), best) > most:
+            raise ParameterInvalid(f"class_id, class_name, top_k: at most {most} classes of an image are explained at once.")
+        against = targets.versus
+        if against is None:
+            return Wanted(classes, best, None, listed)
+        return Wanted(
+            classes, best, self.labels.find(against) if isinstance(against, str) else self.labels.check(against), listed
+        )
+
+    def describe(self) -> ModelInfo:
+        """What `GET /models/{model}` tells of a loaded model; the state is the registry's to say."""
+        return ModelInfo(
+            name=self.card.name,
+            version=self.card.version,
+            description=self.card.description,
+            state="ready",
+            error=None,
+            device=self.network.device,
+            precision=self.network.precision,
+            engine=self.network.engine,
+            input_size=(self.spec.height, self.spec.width),
+            classes=self.network.classes,
+            default_layer=self.network.default_layers,
+            layers=tuple(self.network.layers.values()),
+            methods=tuple(METHODS),
+            digest=self.network.digest,
+        )
+
+    def _observe(self, metrics: Metrics, size: int, seconds: float) -> None:
+        metrics.batch_size.labels(self.card.name).observe(size)
+        metrics.batch_seconds.labels(self.card.name).observe(seconds)

@@ -1,0 +1,141 @@
+"""Which models live: reads the cards, loads those asked for once, in parallel, and hands them out by name."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from functools import partial
+
+import structlog
+
+from service.engine.card import read_cards
+from service.engine.device import prepare
+from service.errors import ConfigurationError, ModelNotFound, ModelUnhealthy, NotReady
+from service.explain.answer import ModelInfo
+from service.explain.model import Model
+from service.settings import Settings
+from service.telemetry import Metrics
+
+log = structlog.get_logger(__name__)
+
+
+class State(StrEnum):
+    """Of a card's model."""
+
+    AVAILABLE = "available"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class Registry:
+    """The cards of the models folder and the models made of them.
+
+    Raises:
+        ConfigurationError: a card is bad, or a model is asked for that has none.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._cards = read_cards(settings.models_dir)
+        for name in settings.models:
+            if name not in self._cards:
+                raise ConfigurationError(
+                    f"models: there is no card {name!r} in {settings.models_dir}; cards: {', '.join(self._cards)}"
+                )
+        self._states = {name: State.LOADING if name in settings.models else State.AVAILABLE for name in self._cards}
+        self._errors: dict[str, str] = {}
+        self._models: dict[str, Model] = {}
+        for name in settings.models:
+            metrics.model_ready.labels(name).set_function(partial(self._alive, name))
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model asked for at start is loaded and warm, and its worker alive."""
+        return all(self._alive(name) for name in self._settings.models)
+
+    async def start(self) -> None:
+        """Loads every model asked for, each in a thread of its own.
+
+        Raises:
+            ConfigurationError: one of them cannot be loaded; which, and why.
+        """
+        await asyncio.gather(*(self._load(name) for name in self._settings.models))
+
+    async def close(self) -> None:
+        """Answers everything accepted, refuses what comes after, and ends the workers."""
+        await asyncio.gather(*(model.batcher.close() for model in self._models.values()))
+
+    def get(self, name: str | None) -> Model:
+        """The model of that name, the first one served if None.
+
+        Raises:
+            ModelNotFound: there is no such model here.
+            NotReady: it is still loading.
+            ModelUnhealthy: its worker has died.
+        """
+        name = self._settings.models[0] if name is None else name
+        model = self._models.get(name)
+        if model is not None:
+            if not self._alive(name):
+                raise ModelUnhealthy("This model has stopped working. Try again later.", retry_after_s=5)
+            return model
+        if self._states.get(name) is State.LOADING:
+            raise NotReady("This model is still loading. Try again in a moment; GET /readyz tells when.", retry_after_s=2)
+        raise ModelNotFound(f"No such model is served here. Models served: {', '.join(self._settings.models)}.")
+
+    def describe(self) -> list[ModelInfo]:
+        """Every card, those asked for at start first."""
+        asked = self._settings.models
+        return [self.describe_one(name) for name in (*asked, *(name for name in self._cards if name not in asked))]
+
+    def describe_one(self, name: str) -> ModelInfo:
+        """One card and the state of its model.
+
+        Raises:
+            ModelNotFound: there is no such card.
+        """
+        if name in self._models:
+            return self._models[name].describe()
+        if name not in self._cards:
+            raise ModelNotFound(f"There is no such model card. Cards: {', '.join(self._cards)}.")
+        card = self._cards[name]
+        return ModelInfo(
+            name=card.name,
+            version=card.version,
+            description=card.description,
+            state=self._states[name],
+            error=self._errors.get(name),
+            device=None,
+            precision=None,
+            engine=None,
+            input_size=None,
+            classes=None,
+            default_layer=card.explain.layer,
+            layers=(),
+            methods=(),
+            digest=f"sha256:{card.weights.sha256}" if card.weights.sha256 else None,
+        )
+
+    async def _load(self, name: str) -> None:
+        card, settings = self._cards[name], self._settings
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        if settings.random_weights and card.weights.name is not None:
+            log.warning("random weights: the answers of this model mean nothing", model=name)
+        try:
+            device = prepare(settings.device, settings.engine_threads)
+            model = await asyncio.to_thread(Model.load, card, device, settings, self._metrics)
+            self._models[name] = model
+            await model.start()
+        except Exception as error:
+            self._models.pop(name, None)
+            self._states[name] = State.FAILED
+            self._errors[name] = str(error) if isinstance(error, ConfigurationError) else "It could not be loaded; see the log."
+            raise
+        self._states[name] = State.READY
+        log.info("model ready", model=name, seconds=round(loop.time() - started, 2), device=model.network.device)
+
+    def _alive(self, name: str) -> bool:
+        return self._states[name] is State.READY and self._models[name].batcher.alive
