@@ -18,8 +18,9 @@ REPOSITORY_MODELS = Path(__file__).resolve().parent.parent / "models"
 
 def _split(value: object) -> object:
     """``"a, b"`` -> ``("a", "b")``: lists are written with commas, in the environment as on the command line."""
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+    parts = [value] if isinstance(value, str) else value
+    if isinstance(parts, (list, tuple)) and all(isinstance(part, str) for part in parts):
+        return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
     return value
 
 

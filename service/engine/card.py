@@ -55,6 +55,11 @@ class Weights(_Table):
         None, description="Map of the checkpoint's parameter names to the source's."
     )
 
+    def __str__(self) -> str:
+        if self.package is not None:
+            return f"package {self.package}"
+        return self.file or (f"hub {self.name}" if self.name else f"random {self.random}")
+
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         ways = [way for way in ("name", "file", "random") if getattr(self, way) is not None]

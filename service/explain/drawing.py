@@ -16,7 +16,7 @@ from service.explain.options import Options
 from service.explain.seeing import Canvas, Map, Pixels, Seen
 from service.imaging.encode import encode_grey, encode_npy, encode_picture
 from service.imaging.heatmap import Heatmap, render_maps
-from service.imaging.overlay import compose
+from service.imaging.overlay import OverlayType, compose
 from service.imaging.panel import Row, contact_sheet
 
 
@@ -62,7 +62,7 @@ def draw(
         elif delivery != "json" and options.overlay_type == "panel":
             rows.append(_row(canvas, heatmap, options, prediction, versus))
         elif delivery != "json":
-            picture = _picture(_overlay(canvas, heatmap, options), delivery)
+            picture = _picture(_one(canvas, heatmap, options, prediction, versus), delivery)
         else:
             encoded = _heatmap(canvas, heatmap, options)
             overlay = _picture(_one(canvas, heatmap, options, prediction, versus), "png") if options.overlay else None
@@ -115,14 +115,14 @@ def _heatmap(canvas: Canvas, heatmap: Heatmap, options: Options) -> Encoded | li
             return Encoded("image/png", width, height, encode_grey(canvas.spread(heatmap.shades), bits, signed=heatmap.signed))
 
 
-def _overlay(canvas: Canvas, heatmap: Heatmap, options: Options, overlay_type: str | None = None) -> Pixels:
+def _overlay(canvas: Canvas, heatmap: Heatmap, options: Options, overlay_type: OverlayType) -> Pixels:
     return compose(
         canvas.rgb,
         canvas.spread(heatmap.shades),
         region=canvas.region,
         color_map=options.color_map,
         alpha=options.alpha,
-        overlay_type=overlay_type or options.overlay_type,
+        overlay_type=overlay_type,
         signed=heatmap.signed,
     )
 
@@ -142,7 +142,7 @@ def _one(canvas: Canvas, heatmap: Heatmap, options: Options, prediction: Predict
     """One class's picture of whatever kind."""
     if options.overlay_type == "panel":
         return contact_sheet([_row(canvas, heatmap, options, prediction, versus)])
-    return _overlay(canvas, heatmap, options)
+    return _overlay(canvas, heatmap, options, options.overlay_type)
 
 
 def _picture(rgb: Pixels, media: Delivery) -> Encoded:

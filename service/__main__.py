@@ -1,0 +1,5 @@
+"""`python -m service` is the `camserve` command."""
+
+from service.cli import main
+
+main()

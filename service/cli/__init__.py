@@ -1,0 +1,95 @@
+"""The command line: serve the service, explain files without one, list the models. All work is done by the other rooms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service import __version__
+from service.cli.fields import fail, with_fields
+from service.errors import CamserveError, ConfigurationError
+from service.explain.options import Options
+from service.settings import Settings
+
+# Torch takes seconds to import, and --help should not: commands import what they run when they run.
+
+FAILED_START = 3  # a card, its weights or a setting is wrong; 2 is a wrong command line
+OVERLAY_OPTIONS = tuple(name for name in Options.model_fields if name not in {"heatmap", "overlay", "format"})
+
+app = typer.Typer(
+    name="camserve",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+
+
+@app.callback(invoke_without_command=True)
+def root(*, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Explanations for image classifiers: over HTTP (serve) or for files (explain)."""
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+@with_fields("settings", Settings)
+def serve(settings: Settings) -> None:
+    """Serve over HTTP. Every option is also an environment variable: --max-batch-size is CAMSERVE_MAX_BATCH_SIZE."""
+    from service.cli.serving import run  # noqa: PLC0415
+
+    try:
+        run(settings)
+    except ConfigurationError as error:
+        fail(str(error), code=FAILED_START)
+
+
+@app.command()
+@with_fields("options", Options, *OVERLAY_OPTIONS)
+@with_fields("settings", Settings, "models_dir", "device", "random_weights", "max_batch_size", "max_image_pixels", "threads")
+def explain(
+    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", exists=True)],
+    options: Options,
+    settings: Settings,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the overlays and for explanations.csv.")] = Path("out"),
+) -> None:
+    """Explain pictures on this machine, without a server: an overlay for each, a table, and a CSV of what was found."""
+    from service.cli.files import explain_files  # noqa: PLC0415
+
+    try:
+        unexplained = explain_files(paths, out_dir, options, settings, out)
+    except ConfigurationError as error:
+        fail(str(error), code=FAILED_START)
+    except CamserveError as error:
+        fail(error.detail, code=2)
+    if unexplained:
+        raise typer.Exit(1)
+
+
+@app.command()
+@with_fields("settings", Settings, "models_dir")
+def models(settings: Settings) -> None:
+    """List the model cards."""
+    from service.engine.card import read_cards  # noqa: PLC0415
+
+    try:
+        cards = read_cards(settings.models_dir)
+    except ConfigurationError as error:
+        fail(str(error), code=FAILED_START)
+    table = Table(
+        "name", "architecture", "weights", "layer", "description", title=str(settings.models_dir), title_justify="left"
+    )
+    for card in cards.values():
+        architecture = f"{card.architecture.source} {card.architecture.name}"
+        table.add_row(card.name, architecture, str(card.weights), ", ".join(card.explain.layer), card.description)
+    out.print(table)
+
+
+def main() -> None:
+    """Entry point of the `camserve` command."""
+    app(prog_name="camserve")

@@ -1,0 +1,150 @@
+"""Explains the pictures of folders with the service's own explainer, in process: overlays, a table and a CSV."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from service.errors import ImageError, ParameterInvalid
+from service.explain.answer import Answer, Explanation, Subject
+from service.explain.explainer import Explainer
+from service.explain.options import Options
+from service.explain.registry import Registry
+from service.settings import Settings
+from service.telemetry import Metrics
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".mpo"}
+DEADLINE_S = 3600.0  # nobody waits at a connection
+SHOWN_ROWS = 40
+COLUMNS = ("file", "overlay", "class_id", "label", "wordnet_id", "probability", "logit", "raw_max", "blank", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What became of one class of one file: a line of the table and of the CSV."""
+
+    file: Path
+    overlay: Path | None = None
+    found: Explanation | None = None
+    error: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        """The line's values in order of `COLUMNS`."""
+        if self.found is None:
+            return (str(self.file), *[""] * (len(COLUMNS) - 2), self.error)
+        of = self.found.prediction
+        return (
+            str(self.file), str(self.overlay or ""), str(of.class_id), of.label, of.wordnet_id or "", f"{of.probability:.6f}",
+            f"{of.logit:.6f}", f"{self.found.raw_max:.6g}", str(self.found.blank).lower(), "",
+        )  # fmt: skip
+
+
+def find_pictures(paths: Iterable[Path]) -> list[Path]:
+    """The files named, and every picture below the folders named, by suffix, in order of their names.
+
+    Raises:
+        ParameterInvalid: there is none.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()) if path.is_dir() else [path]
+        found.update(dict.fromkeys(below))
+    if not found:
+        raise ParameterInvalid(f"No pictures there. Folders are searched for {', '.join(sorted(SUFFIXES))}.")
+    return list(found)
+
+
+def explain_files(paths: Iterable[Path], folder: Path, options: Options, settings: Settings, out: Console) -> int:
+    """Explains every picture, writes `folder/*.png` and `folder/explanations.csv`, prints a table.
+
+    Returns:
+        How many files could not be explained; each is told in the table and the CSV.
+
+    Raises:
+        ConfigurationError: the model cannot be loaded.
+        CamserveError: the options do not fit the model.
+    """
+    files = find_pictures(paths)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = asyncio.run(_explain_all(files, folder, options, settings, out))
+    with (folder / "explanations.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(line.cells() for line in lines)
+    _print(lines, folder, out)
+    return len({line.file for line in lines if line.error})
+
+
+async def _explain_all(files: Sequence[Path], folder: Path, options: Options, settings: Settings, out: Console) -> list[Line]:
+    settings = settings.model_copy(update={"models": (options.model,)}) if options.model else settings
+    metrics = Metrics()
+    registry = Registry(settings, metrics)
+    with ThreadPoolExecutor(settings.codec_threads) as codecs:
+        with out.status("loading the model"):
+            await registry.start()
+        explainer = Explainer(registry, settings, codecs, metrics)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        # Enough at once to fill a batch while the next is being decoded, no more: pictures are held in memory.
+        at_once = asyncio.Semaphore(2 * settings.max_batch_size)
+        with Progress(*columns, console=out, transient=True) as progress:
+            task = progress.add_task("explaining", total=len(files))
+
+            async def one(number: int, file: Path) -> list[Line]:
+                async with at_once:
+                    name = f"{number:0{len(str(len(files)))}d}-{file.stem}" if len(files) > 1 else file.stem
+                    lines = await _explain_file(explainer, file, folder / f"{name}.png", options)
+                progress.advance(task)
+                return lines
+
+            every = await asyncio.gather(*(one(number, file) for number, file in enumerate(files, 1)))
+        await registry.close()
+    return [line for lines in every for line in lines]
+
+
+async def _explain_file(explainer: Explainer, file: Path, target: Path, options: Options) -> list[Line]:
+    """One picture: its overlay, or where several classes are asked for a sheet with a row each."""
+    try:
+        data = await asyncio.to_thread(file.read_bytes)
+    except OSError as error:
+        return [Line(file, error=error.strerror or "cannot be read")]
+    several = len(options.class_id) + len(options.class_name) > 1 or (options.top_k or 1) > 1
+    drawing = options.model_copy(update={"overlay_type": "panel"}) if several else options
+    delivery: Literal["png"] = "png"
+    try:
+        answer = await explainer.explain(
+            [Subject(data, options.targets)], drawing, delivery, asyncio.get_running_loop().time() + DEADLINE_S
+        )
+    except ImageError as error:
+        return [Line(file, error=error.detail)]
+    assert answer.document is not None
+    await asyncio.to_thread(target.write_bytes, answer.document.data)
+    return _lines(file, target, answer)
+
+
+def _lines(file: Path, target: Path, answer: Answer) -> list[Line]:
+    return [Line(file, target, explanation) for result in answer.results for explanation in result.explanations]
+
+
+def _print(lines: Sequence[Line], folder: Path, out: Console) -> None:
+    table = Table("file", "class", "probability", "overlay")
+    for line in lines[:SHOWN_ROWS]:
+        if line.found is None:
+            table.add_row(line.file.name, f"[red]{line.error}[/]", "", "")
+        else:
+            of = line.found.prediction
+            table.add_row(
+                line.file.name, f"{of.class_id} {of.label}", f"{of.probability:.1%}", line.overlay.name if line.overlay else ""
+            )
+    out.print(table)
+    if len(lines) > SHOWN_ROWS:
+        out.print(f"... and {len(lines) - SHOWN_ROWS} more")
+    out.print(f"{len(lines)} explanations in {folder / 'explanations.csv'}", soft_wrap=True)

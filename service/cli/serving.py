@@ -1,0 +1,69 @@
+"""The process: uvicorn with the service's settings, a start that can fail with a reason, a stop that answers everyone first."""
+
+from __future__ import annotations
+
+import math
+import threading
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.errors import ConfigurationError
+from service.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which on SIGTERM may go on serving for a while, not ready, until balancers have taken notice."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, delay_s: float) -> None:
+        super().__init__(config)
+        self._app = app
+        self._delay_s = delay_s
+        self.failure: BaseException | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains; a second one stops at once."""
+        draining = self._app.state.phase == "draining"
+        self._app.state.phase = "draining"
+        if draining or not self._delay_s:
+            super().handle_exit(sig, frame)
+            return
+        timer = threading.Timer(self._delay_s, super().handle_exit, (sig, frame))
+        timer.daemon = True
+        timer.start()
+
+    def fail(self, error: BaseException) -> None:
+        """Stops the server because the models cannot be loaded."""
+        self.failure = error
+        self.should_exit = True
+
+
+def run(settings: Settings) -> None:
+    """Serves until told to stop; returns when everything accepted has been answered.
+
+    Raises:
+        ConfigurationError: the service could not start; why, and what would be right.
+    """
+    servers: list[Server] = []
+    app = create_app(settings, on_fatal=lambda error: servers[0].fail(error))
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=5,
+        # Every accepted request is answered by its own deadline at the latest.
+        timeout_graceful_shutdown=math.ceil(settings.request_timeout_s) + 5,
+        h11_max_incomplete_event_size=16 * 1024,
+    )
+    server = Server(config, app, settings.shutdown_delay_s)
+    servers.append(server)
+    server.run()
+    if isinstance(server.failure, ConfigurationError):
+        raise server.failure
+    if server.failure is not None or not server.started:
+        raise ConfigurationError("the service did not start; its log says why") from server.failure
