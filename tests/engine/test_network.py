@@ -1,0 +1,191 @@
+"""The engine on small networks: golden vectors, identities, mixed batches, early and fused layers, other picture sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from service.engine.attribution import MAX_ROWS
+from service.engine.graph import export
+from service.engine.network import Network
+from service.engine.split import split
+from service.engine.work import Outcome, Work
+from service.errors import ConfigurationError, InferenceNonFinite, LayerNotFound, MethodNotApplicable
+from tests.networks import OneConv, Pooled, network, seeded
+
+
+def pictures(count: int, size: int = 32, seed: int = 0) -> list[NDArray[np.uint8]]:
+    return list(np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def pooled() -> Network:
+    return network(seeded(Pooled), "block")
+
+
+def outcomes(net: Network, works: list[Work]) -> list[Outcome]:
+    found = net.run(works)
+    assert all(isinstance(outcome, Outcome) for outcome in found)
+    return [outcome for outcome in found if isinstance(outcome, Outcome)]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "expected"), [("conv1", [[11.25, 13.5], [20.25, 22.5]]), ("relu1", [[0.0, 4.0], [28.0, 32.5]])]
+)
+def test_captums_golden_vectors(layer: str, expected: list[list[float]], in_place: bool) -> None:
+    graph = export("golden", OneConv(in_place=in_place).eval().requires_grad_(requires_grad=False), (1, 4, 4))
+    parts = split(graph, [layer])
+    with torch.no_grad():
+        crossing = parts.trunk(torch.arange(16.0).view(1, 1, 4, 4))
+    logits, activations = parts.head(*parts.enter(crossing, None))
+    (gradients,) = torch.autograd.grad(logits[0, 0], activations)
+    found = (gradients.mean(dim=(2, 3), keepdim=True) * activations.detach()).sum(dim=1)
+    assert found[0].tolist() == expected
+
+
+def test_where_the_head_is_pooling_and_a_linear_layer_the_map_is_the_class_activation_map(pooled: Network) -> None:
+    module = seeded(Pooled)
+    image = pictures(1)[0]
+    with torch.no_grad():
+        grid = module.block(module.stem(torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1))[0]  # type: ignore[operator]
+    weights = module.get_parameter("head.weight")
+    (found,) = outcomes(pooled, [Work(image, classes=(0, 3))])
+    for class_id, maps in zip(found.classes, found.maps, strict=True):
+        cam = torch.einsum("k,khw->hw", weights[class_id], grid) / grid[0].numel()
+        np.testing.assert_allclose(maps[0], cam.numpy(), atol=1e-6)
+
+
+def test_a_mixed_batch_equals_each_alone(pooled: Network) -> None:
+    a, b, c, d, e = pictures(5)
+    works = [
+        Work(a, classes=(1,)),
+        Work(b),
+        Work(c, best=3),
+        Work(d, classes=(4, 0, 4), layers=("stem",)),
+        Work(e, classes=(2,), layers=("block", "stem"), versus=1),
+    ]
+    together = outcomes(pooled, works)
+    for work, found in zip(works, together, strict=True):
+        (alone,) = outcomes(pooled, [work])
+        assert (found.classes, found.layers) == (alone.classes, alone.layers)
+        np.testing.assert_allclose(found.logits, alone.logits, atol=1e-5)
+        for maps, own in zip(found.maps, alone.maps, strict=True):
+            for grid, own_grid in zip(maps, own, strict=True):
+                np.testing.assert_allclose(grid, own_grid, atol=1e-6)
+    assert [len(found.maps) for found in together] == [1, 0, 3, 3, 1]
+    assert [grid.shape for grid in together[4].maps[0]] == [(8, 8), (16, 16)]
+
+
+def test_the_best_classes_come_best_first(pooled: Network) -> None:
+    (found,) = outcomes(pooled, [Work(pictures(1)[0], best=5)])
+    assert list(found.classes) == list(np.argsort(-found.logits))
+    (by_name,) = outcomes(pooled, [Work(pictures(1)[0], classes=found.classes)])
+    np.testing.assert_allclose(found.maps, by_name.maps, atol=1e-6)
+
+
+def test_more_rows_than_one_head_pass_holds(pooled: Network) -> None:
+    works = [Work(image, classes=(0, 1, 2, 3, 4)) for image in pictures(MAX_ROWS // 4)]
+    for work, found in zip(works, outcomes(pooled, works), strict=True):
+        np.testing.assert_allclose(found.maps, outcomes(pooled, [work])[0].maps, atol=1e-6)
+
+
+def test_permuting_the_batch_permutes_the_maps(pooled: Network) -> None:
+    images = pictures(6)
+    forward = outcomes(pooled, [Work(image, classes=(1,)) for image in images])
+    backward = outcomes(pooled, [Work(image, classes=(1,)) for image in images[::-1]])
+    np.testing.assert_allclose([o.maps for o in forward], [o.maps for o in backward[::-1]], atol=1e-6)
+
+
+def test_contrast_is_the_difference_of_the_classes_maps(pooled: Network) -> None:
+    image = pictures(1)[0]
+    contrast, plain = outcomes(pooled, [Work(image, classes=(0,), versus=3), Work(image, classes=(0, 3))])
+    np.testing.assert_allclose(contrast.maps[0][0], plain.maps[0][0] - plain.maps[1][0], atol=1e-6)
+
+
+def test_a_constant_on_the_logits_changes_nothing_and_a_factor_only_the_scale() -> None:
+    image = pictures(1)[0]
+    plain, shifted, scaled = seeded(Pooled), seeded(Pooled), seeded(Pooled)
+    shifted.get_parameter("head.bias").add_(10)
+    scaled.get_parameter("head.weight").mul_(3)
+    maps = [outcomes(network(m, "stem"), [Work(image, classes=(2,))])[0].maps[0][0] for m in (plain, shifted, scaled)]
+    np.testing.assert_allclose(maps[1], maps[0], atol=1e-6)
+    np.testing.assert_allclose(maps[2], 3 * maps[0], rtol=1e-4, atol=1e-6)
+
+
+def test_shuffled_head_weights_change_the_map() -> None:
+    image = pictures(1)[0]
+    plain, shuffled = seeded(Pooled), seeded(Pooled)
+    weight = shuffled.get_parameter("head.weight")
+    weight.copy_(weight[:, torch.randperm(16, generator=torch.Generator().manual_seed(1))])
+    one, other = (outcomes(network(m, "block"), [Work(image, classes=(2,))])[0].maps[0][0] for m in (plain, shuffled))
+    assert np.corrcoef(one.ravel(), other.ravel())[0, 1] < 0.9
+
+
+def test_pictures_of_several_sizes_in_one_batch(pooled: Network) -> None:
+    small, large = pictures(1)[0], pictures(1, size=48)[0]
+    a, b, c = outcomes(pooled, [Work(small, best=1), Work(large, best=1), Work(small, best=1)])
+    assert [o.maps[0][0].shape for o in (a, b, c)] == [(8, 8), (12, 12), (8, 8)]
+    np.testing.assert_array_equal(a.maps, c.maps)
+
+
+def test_a_picture_whose_numbers_are_not_finite_fails_alone() -> None:
+    module = seeded(Pooled)
+    module.get_parameter("stem.0.weight")[0, 0, 0, 0] = 3e38
+    good, bad = np.full((32, 32, 3), 128, np.uint8), np.full((32, 32, 3), 255, np.uint8)
+    net = network(module, "block")
+    net._mean.fill_(128)  # what is exactly the mean stays zero through the broken weight
+    first, second = net.run([Work(good, best=1), Work(bad, best=1)])
+    assert isinstance(first, Outcome)
+    assert isinstance(second, InferenceNonFinite)
+
+
+def test_nothing_is_kept_on_the_module(pooled: Network) -> None:
+    before = {name: value.clone() for name, value in pooled._module.state_dict().items()}
+    outcomes(pooled, [Work(pictures(1)[0], best=2)])
+    assert all(torch.equal(value, before[name]) for name, value in pooled._module.state_dict().items())
+    assert all(p.grad is None for p in pooled._module.parameters())
+    assert not any(module._forward_hooks or module._backward_hooks for module in pooled._module.modules())
+
+
+def test_layers_that_can_be_explained(pooled: Network) -> None:
+    assert pooled.layers["block"].channels == 16
+    assert pooled.layers["block"].grid == (8, 8)
+    assert "head" not in pooled.layers
+
+
+def test_a_wrong_layer_lists_those_that_fit(pooled: Network) -> None:
+    with pytest.raises(LayerNotFound, match=r"among others: block") as raised:
+        pooled.check_layers(["blocks"])
+    assert "stem.0" in raised.value.detail
+    with pytest.raises(LayerNotFound):
+        pooled.check_layers(["head"])
+    with pytest.raises(ConfigurationError, match=r"card test: explain\.layer"):
+        network(seeded(Pooled), "layer4")
+
+
+def test_a_wrong_method_lists_those_that_fit(pooled: Network) -> None:
+    with pytest.raises(MethodNotApplicable, match="gradcam"):
+        pooled.check_method("tea-leaves")
+
+
+def test_a_network_that_cannot_be_exported_says_why() -> None:
+    class Undecided(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(dim=(2, 3)) if x.sum() > 0 else x.amax(dim=(2, 3))
+
+    class Fixed(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(2, -1)
+
+    class Dense(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    for module in (Undecided(), Fixed()):
+        with pytest.raises(ConfigurationError, match="card odd: the network cannot be exported"):
+            export("odd", module, (3, 8, 8))
+    with pytest.raises(ConfigurationError, match=r"\[N, classes\]"):
+        export("odd", Dense(), (3, 8, 8))
