@@ -31,13 +31,13 @@ log = structlog.get_logger(__name__)
 def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseException], None] | None = None) -> FastAPI:
     """Builds the service.
 
-    `app.state` holds `settings`, `metrics` and `phase` at once, `registry` and `explainer` from the start of its lifespan. Whoever
-    is told to stop may set `phase` to `draining` first, so that /readyz says so while requests are still answered.
+    `app.state` holds `settings`, `metrics` and `phase` at once, `registry` and `explainer` from the start of its lifespan.
+    Whoever is told to stop may set `phase` to `draining` first, so that /readyz says so while requests are still answered.
 
     Args:
         settings: read from the environment if not given.
-        on_fatal: called when the models cannot be loaded, for instance to stop the server. Without it the process lives on, never
-            ready, with the reason in its log.
+        on_fatal: called when the models cannot be loaded, for instance to stop the server. Without it the process lives on,
+            never ready, with the reason in its log.
     """
     settings = settings or Settings()
     metrics = Metrics()
@@ -46,7 +46,7 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
         title="camserve",
         version=__version__,
         description=DESCRIPTION,
-        lifespan=_lifespan(settings, metrics, on_fatal or (lambda error: None)),
+        lifespan=_lifespan(settings, metrics, on_fatal),
         middleware=[
             Middleware(HeadAsGet),
             Middleware(RequestContext, metrics=metrics),
@@ -66,7 +66,7 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
 
 
 def _lifespan(
-    settings: Settings, metrics: Metrics, on_fatal: Callable[[BaseException], None]
+    settings: Settings, metrics: Metrics, on_fatal: Callable[[BaseException], None] | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -85,13 +85,14 @@ def _lifespan(
     return lifespan
 
 
-async def _load(app: FastAPI, registry: Registry, on_fatal: Callable[[BaseException], None]) -> None:
+async def _load(app: FastAPI, registry: Registry, on_fatal: Callable[[BaseException], None] | None) -> None:
     """In the background, so that /livez answers while the models load."""
     try:
         await registry.start()
     except Exception as error:
         log.critical("the models cannot be loaded", reason=str(error), exc_info=not isinstance(error, ConfigurationError))
-        on_fatal(error)
+        if on_fatal is not None:
+            on_fatal(error)
     else:
         if app.state.phase == "starting":
             app.state.phase = "serving"

@@ -10,14 +10,14 @@ from fastapi.requests import Request
 from fastapi.responses import Response
 
 from service import errors
-from service.api.documentation import problems
+from service.api.documentation import OTHER, answers, problems
 from service.api.schemas import MethodList, Model, ModelList
 
 router = APIRouter(tags=["catalogue"])
 REFUSED = problems(errors.AuthRequired, errors.AuthInvalid)
 
 
-@router.get("/models", summary="List the models", response_class=Response, responses={200: {"model": ModelList}} | REFUSED)
+@router.get("/models", summary="List the models", response_class=Response, responses=answers(ModelList) | REFUSED)
 async def models(request: Request) -> Response:
     """Every card with the state of its model, its layers, methods and input size."""
     return _json({"models": request.app.state.registry.describe()})
@@ -27,10 +27,7 @@ async def models(request: Request) -> Response:
     "/models/{model}",
     summary="Describe a model",
     response_class=Response,
-    responses={200: {"model": Model}}
-    | REFUSED
-    | problems(errors.ModelNotFound)
-    | {"default": {"description": "Another problem."}},
+    responses=answers(Model) | REFUSED | problems(errors.ModelNotFound) | OTHER,
 )
 async def model(
     request: Request, model: Annotated[str, Path(description="Name of a model card, see GET /models.")]
@@ -39,7 +36,7 @@ async def model(
     return _json(request.app.state.registry.describe_one(model))
 
 
-@router.get("/methods", summary="List the methods", response_class=Response, responses={200: {"model": MethodList}} | REFUSED)
+@router.get("/methods", summary="List the methods", response_class=Response, responses=answers(MethodList) | REFUSED)
 async def methods(request: Request) -> Response:
     """Every explanation method: family, cost, options and paper."""
     return _json({"methods": request.app.state.explainer.methods()})

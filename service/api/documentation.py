@@ -1,4 +1,4 @@
-"""What the OpenAPI schema must say beyond what FastAPI reads off the routes: the three request forms, the options, the problems.
+"""What the OpenAPI schema must say beyond what FastAPI reads off the routes: request forms, options, problems.
 
 Everything is made from the models of `schemas.py` and `options.py`, so that a new option documents itself.
 """
@@ -60,6 +60,10 @@ REQUEST_BODY: Final = {
 }
 
 
+PROBLEM_BODY: Final = {"application/problem+json": {"schema": {"$ref": REF.format(model="Problem")}}}
+OTHER: Final[dict[int | str, dict[str, Any]]] = {"default": {"description": "Another problem.", "content": PROBLEM_BODY}}
+
+
 def option_parameters(*, leave_out: Iterable[str] = ()) -> list[dict[str, Any]]:
     """The options as query parameters.
 
@@ -93,11 +97,16 @@ def problems(*errors: type[CamserveError]) -> dict[int | str, dict[str, Any]]:
     return {
         int(status): {
             "description": f"{status.phrase}: " + ", ".join(f"`{code}`" for code in dict.fromkeys(found)),
-            "content": {"application/problem+json": {"schema": {"$ref": REF.format(model="Problem")}}},
+            "content": PROBLEM_BODY,
             **({"headers": _headers({"Retry-After": "Seconds."})} if status in (429, 503) else {}),
         }
         for status, found in sorted(codes.items())
     }
+
+
+def answers(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """`responses=` for a plain JSON 200."""
+    return {200: {"model": model}}
 
 
 def success(model: type[BaseModel], *, pictures: bool = False) -> dict[int | str, dict[str, Any]]:

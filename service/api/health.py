@@ -10,7 +10,7 @@ from fastapi.requests import Request
 from fastapi.responses import Response
 
 from service import __version__, errors
-from service.api.documentation import problems
+from service.api.documentation import answers, problems
 from service.api.schemas import Health, Welcome
 
 # `draining` is set by whoever was told to stop: balancers see /readyz change while requests are still answered.
@@ -19,7 +19,7 @@ Phase = Literal["starting", "serving", "draining"]
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/", summary="Greeting", response_class=Response, responses={200: {"model": Welcome}})
+@router.get("/", summary="Greeting", response_class=Response, responses=answers(Welcome))
 async def welcome() -> Response:
     """What this is and where to go on."""
     return _json(
@@ -36,7 +36,7 @@ async def welcome() -> Response:
     )
 
 
-@router.get("/livez", summary="Is the process alive?", response_class=Response, responses={200: {"model": Health}})
+@router.get("/livez", summary="Is the process alive?", response_class=Response, responses=answers(Health))
 async def livez() -> Response:
     """200 as long as the process answers."""
     return _json({"status": "alive"})
@@ -46,13 +46,13 @@ async def livez() -> Response:
     "/readyz",
     summary="Are the models ready?",
     response_class=Response,
-    responses={200: {"model": Health}} | problems(errors.NotReady, errors.ShuttingDown),
+    responses=answers(Health) | problems(errors.NotReady, errors.ShuttingDown),
 )
 @router.get("/healthz", include_in_schema=False)
 @router.get("/health", include_in_schema=False)
 @router.get("/ping", include_in_schema=False)
 async def readyz(request: Request) -> Response:
-    """200 when every model asked for at start is loaded and warmed and its worker is alive. Aliases: /healthz, /health, /ping."""
+    """200 when every model asked for at start is loaded and warmed. Aliases: /healthz, /health, /ping."""
     state = request.app.state
     if state.phase == "draining":
         raise errors.ShuttingDown("The service is shutting down. Ask another instance.", retry_after_s=5)

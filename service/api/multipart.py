@@ -1,4 +1,4 @@
-"""The form that browsers, Postman and `curl -F` send: file parts and text fields, all in memory. Knows no options and no images."""
+"""The form that browsers, Postman and `curl -F` send: file parts and text fields, in memory. Knows no options and no images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import ImageMissing, MultipartInvalid, TooManyImages
@@ -36,6 +36,11 @@ class _Parser(MultiPartParser):
 
     def on_end(self) -> None:
         self.ended = True
+
+    def close(self) -> None:
+        """Frees every file part, also those that the body never finished."""
+        for file in self._files_to_close_on_error:
+            file.close()
 
     @property
     def too_many_files(self) -> bool:
@@ -72,18 +77,24 @@ async def read_form(headers: Headers, stream: AsyncGenerator[bytes, None], *, ma
             "The body is not valid multipart/form-data. Let the client set the Content-Type with its boundary, give every part "
             f"a name, and send at most {MAX_FIELDS} text fields of at most {MAX_FIELD_BYTES} bytes."
         ) from None
-    async with data:
+    try:
         if not parser.ended:
             raise MultipartInvalid("The body ends before its last boundary.")
-        files: list[tuple[str, bytes]] = []
-        fields: list[tuple[str, str]] = []
-        for name, value in data.multi_items():
-            if isinstance(value, UploadFile):
-                files.append((name, await value.read()))
-            elif name in FILE_FIELDS and value:
-                raise _image_as_text()
-            elif name not in FILE_FIELDS:
-                fields.append((name, value))
+        return await _collect(data)
+    finally:
+        parser.close()
+
+
+async def _collect(data: FormData) -> Form:
+    files: list[tuple[str, bytes]] = []
+    fields: list[tuple[str, str]] = []
+    for name, value in data.multi_items():
+        if isinstance(value, UploadFile):
+            files.append((name, await value.read()))
+        elif name not in FILE_FIELDS:
+            fields.append((name, value))
+        elif value:
+            raise _image_as_text()
     return Form(tuple(files), tuple(fields))
 
 

@@ -1,4 +1,4 @@
-"""In which form an answer goes back: the Accept header and the `format` option to one delivery. Knows nothing of what is in it."""
+"""In which form an answer goes back: Accept and the `format` option to one delivery. Knows nothing of what is in it."""
 
 from __future__ import annotations
 

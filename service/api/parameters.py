@@ -20,6 +20,24 @@ REPEATABLE = frozenset({"class_id", "class_name", "layer"})
 BOOLEAN = frozenset(name for name, field in Options.model_fields.items() if field.annotation is bool)
 PRINTABLE_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,40}")
 CLOSE = 0.6  # difflib's own idea of a typo
+# Pydantic's error types, in our words; its own quote the input.
+PHRASES = {
+    "literal_error": "must be one of {expected}",
+    "less_than_equal": "must be at most {le}",
+    "greater_than_equal": "must be at least {ge}",
+    "int_parsing": "must be an integer",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
+    "int_parsing_size": "must be a smaller integer",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be a text",
+    "string_too_short": "must be a text that is not empty",
+    "string_too_long": "must be a text of at most {max_length} characters",
+}
 
 Raw = dict[str, Any]
 TargetsT = TypeVar("TargetsT", bound=Targets)
@@ -148,34 +166,13 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 def _phrase(error: Mapping[str, Any]) -> str:
     context: Mapping[str, Any] = error.get("ctx", {})
-    match error["type"]:
-        case "literal_error":
-            return f"must be one of {str(context['expected']).replace(chr(39), '').replace(' or ', ', ')}"
-        case "less_than_equal":
-            return f"must be at most {_number(context['le'])}"
-        case "greater_than_equal":
-            return f"must be at least {_number(context['ge'])}"
-        case "int_parsing" | "int_type" | "int_from_float":
-            return "must be an integer"
-        case "int_parsing_size":
-            return "must be a smaller integer"
-        case "float_parsing" | "float_type":
-            return "must be a number"
-        case "finite_number":
-            return "must be a finite number"
-        case "bool_parsing" | "bool_type":
-            return "must be true or false"
-        case "string_type":
-            return "must be a text"
-        case "string_too_short":
-            return "must be a text that is not empty"
-        case "string_too_long":
-            return f"must be a text of at most {context['max_length']} characters"
-        case "value_error":
-            return str(context["error"])  # our own validators' words
-        case _:
-            return "must be of another kind; GET /docs describes it"
+    if error["type"] == "value_error":
+        return str(context["error"])  # our own validators' words
+    phrase = PHRASES.get(error["type"], "must be of another kind; GET /docs describes it")
+    return phrase.format_map({name: _plain(value) for name, value in context.items()})
 
 
-def _number(value: float) -> str:
-    return f"{value:g}"
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).replace("'", "").replace(" or ", ", ")  # pydantic's list of literals

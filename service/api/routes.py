@@ -88,8 +88,8 @@ async def predict_with(request: Request, model: ModelName) -> Response:
 async def explain(request: Request) -> Response:
     """Where in one or more pictures a class was found: heatmaps and overlays, with everything needed to read them.
 
-    `Accept: image/png`, `image/jpeg` or `image/webp` (or option `format`) returns the overlay of one picture and one class, or a
-    contact sheet of several with `overlay_type=panel`. `application/x-npy` returns the float32 map. Else JSON.
+    `Accept: image/png`, `image/jpeg` or `image/webp` (or option `format`) returns the overlay of one picture and one class, or
+    a contact sheet of several with `overlay_type=panel`. `application/x-npy` returns the float32 map. Else JSON.
     """
     return await _answer(request, None, explaining=True)
 

@@ -1,5 +1,7 @@
-"""The wire's shapes for the OpenAPI schema and its readers. Answers are written straight from the explainer's objects; a test
-holds the two together."""
+"""The wire's shapes, for the OpenAPI schema and its readers.
+
+Answers are written straight from the explainer's objects; a test holds the two together.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.explain.options import Options, Targets
 
-EXAMPLE_PREDICTION = {
+EXAMPLE_PREDICTION: dict[str, Any] = {
     "class_id": 282, "label": "tiger cat", "wordnet_id": "n02123159", "probability": 0.39, "logit": 9.1,
 }  # fmt: skip
-EXAMPLE_MODEL = {
+EXAMPLE_MODEL: dict[str, Any] = {
     "name": "efficientnet_lite0", "version": "1", "digest": "sha256:57934424...", "precision": "fp32", "engine": "torch",
     "device": "cpu",
 }  # fmt: skip

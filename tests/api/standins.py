@@ -1,0 +1,194 @@
+"""Honest stand-ins under the HTTP side: an explainer that answers without a network, a registry of one model, a raw client."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from starlette.types import Message
+
+from service.api.negotiation import MEDIA_TYPES
+from service.app import create_app
+from service.errors import ModelNotFound
+from service.explain.answer import (
+    Answer,
+    Delivery,
+    Encoded,
+    Explanation,
+    ImageInfo,
+    ImageResult,
+    LayerInfo,
+    MethodInfo,
+    ModelIdentity,
+    ModelInfo,
+    Prediction,
+    Subject,
+    Timings,
+)
+from service.explain.options import Options
+from service.settings import Settings
+
+MODEL = "efficientnet_lite0"
+
+
+@dataclass
+class StandInExplainer:
+    """Answers at once, from what it was given alone; remembers what it was asked."""
+
+    calls: list[tuple[tuple[Subject, ...], Options, Delivery | None, float]] = field(default_factory=list)
+    fail_with: BaseException | None = None
+    wait: asyncio.Event | None = None
+    cancelled: bool = False
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        return self.calls[-1][0]
+
+    @property
+    def options(self) -> Options:
+        return self.calls[-1][1]
+
+    @property
+    def delivery(self) -> Delivery | None:
+        return self.calls[-1][2]
+
+    async def explain(self, subjects: Sequence[Subject], options: Options, delivery: Delivery, deadline: float) -> Answer:
+        await self._work(subjects, options, delivery, deadline)
+        results = tuple(_result(subject, options) for subject in subjects)
+        document = None if delivery == "json" else Encoded(MEDIA_TYPES[delivery], 2, 1, b"a picture")
+        return Answer(_identity(options), results, Timings(1.0, 0.25, 2.5, 0.5, 4.25), len(subjects), document)
+
+    async def predict(self, subjects: Sequence[Subject], options: Options, deadline: float) -> Answer:
+        await self._work(subjects, options, None, deadline)
+        results = tuple(
+            ImageResult(one.image, one.predictions, ()) for one in (_result(subject, options) for subject in subjects)
+        )
+        return Answer(_identity(options), results, Timings(1.0, 0.25, 2.5, 0.0, 3.75), len(subjects))
+
+    def methods(self) -> list[MethodInfo]:
+        return [MethodInfo("gradcam", "activations and gradient", "head", ("layer",), "arXiv:1610.02391", "Grad-CAM.")]
+
+    async def _work(self, subjects: Sequence[Subject], options: Options, delivery: Delivery | None, deadline: float) -> None:
+        self.calls.append((tuple(subjects), options, delivery, deadline))
+        if self.fail_with is not None:
+            raise self.fail_with
+        if self.wait is not None:
+            try:
+                await self.wait.wait()
+            except asyncio.CancelledError:
+                self.cancelled = True
+                raise
+
+
+class StandInRegistry:
+    """One model, ready unless told otherwise."""
+
+    ready = True
+
+    def describe(self) -> list[ModelInfo]:
+        layers = (LayerInfo("bn2", 1280, (7, 7)),)
+        return [
+            ModelInfo(
+                MODEL, "1", "A model.", "ready", None, "cpu", "fp32", "torch", (224, 224), 1000, ("bn2",), layers, ("gradcam",),
+                "sha256:00",
+            )
+        ]  # fmt: skip
+
+    def describe_one(self, name: str) -> ModelInfo:
+        for info in self.describe():
+            if info.name == name:
+                return info
+        raise ModelNotFound("There is no such model. GET /models lists them.")
+
+
+def _identity(options: Options) -> ModelIdentity:
+    return ModelIdentity(options.model or MODEL, "1", "sha256:00", "fp32", "torch", "cpu")
+
+
+def _result(subject: Subject, options: Options) -> ImageResult:
+    image = ImageInfo(451, 300, "png", hashlib.sha256(subject.data).hexdigest())
+    tiger_cat = Prediction(282, "tiger cat", "n02123159", 0.39, 9.1)
+    named = [Prediction(index, f"class {index}, élan", None, 0.25, 1.5) for index in subject.targets.class_id]
+    png = Encoded("image/png", 451, 300, b"\x89PNG heat")
+    explanations = tuple(
+        Explanation(
+            prediction, None, options.method, options.layer or ("bn2",), options.polarity, options.scale, 0.0, 3.1, False, (7, 7),
+            (75, 0, 375, 300), png if options.heatmap == "png" else None, png if options.overlay else None,
+        )
+        for prediction in named or [tiger_cat]
+    )  # fmt: skip
+    return ImageResult(image, (tiger_cat,), explanations)
+
+
+def make_app(explainer: StandInExplainer, **settings: Any) -> FastAPI:
+    """An app whose lifespan need not run."""
+    app = create_app(Settings(**settings))
+    app.state.explainer = explainer
+    app.state.registry = StandInRegistry()
+    app.state.phase = "serving"
+    return app
+
+
+def client_of(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://camserve")
+
+
+@dataclass
+class Reply:
+    """What an application sent."""
+
+    messages: list[Message] = field(default_factory=list)
+    received: int = 0
+
+    @property
+    def status(self) -> int | None:
+        return next((message["status"] for message in self.messages if message["type"] == "http.response.start"), None)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        start = next(message for message in self.messages if message["type"] == "http.response.start")
+        return {name.decode(): value.decode() for name, value in start["headers"]}
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.messages)
+
+
+async def speak(
+    app: FastAPI,
+    chunks: Iterable[bytes] = (),
+    *,
+    path: str = "/explain",
+    headers: dict[str, str] | None = None,
+    left: asyncio.Event | None = None,
+    complete: bool = True,
+) -> Reply:
+    """One POST in raw ASGI, chunk by chunk; the client leaves when `left` is set, after a body that may be incomplete."""
+    reply = Reply()
+    body = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    rest = iter([*body, {"type": "http.request", "body": b"", "more_body": False}] if complete else body)
+
+    async def receive() -> Message:
+        reply.received += 1
+        for message in rest:
+            return message
+        await (left or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        reply.messages.append(message)
+
+    encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+    path, _, query = path.partition("?")
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": path,
+        "raw_path": path.encode(), "query_string": query.encode(), "root_path": "", "headers": encoded,
+        "client": ("192.0.2.1", 1), "server": ("camserve", 80), "state": {},
+    }  # fmt: skip
+    await app(scope, receive, send)
+    return reply
