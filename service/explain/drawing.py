@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -111,7 +111,7 @@ def _heatmap(canvas: Canvas, heatmap: Heatmap, options: Options) -> Encoded | li
         case "npy":
             return Encoded("application/x-npy", width, height, encode_npy(canvas.spread(heatmap.values)))
         case "png" | "png16":
-            bits = 16 if options.heatmap == "png16" else 8
+            bits: Literal[8, 16] = 16 if options.heatmap == "png16" else 8
             return Encoded("image/png", width, height, encode_grey(canvas.spread(heatmap.shades), bits, signed=heatmap.signed))
 
 

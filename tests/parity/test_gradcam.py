@@ -1,0 +1,96 @@
+"""The default against pytorch-grad-cam 1.5: the same seeded weights, four pictures, four classes, one batch.
+
+The maps are those a client gets: min-max scaled at the network's input size. The contract is 1e-4 and the same hottest cell.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import Tensor, nn
+
+from service.engine.network import Network
+from service.engine.work import Outcome, Work
+from service.imaging.heatmap import render_maps
+from tests.networks import known, network
+
+CLASSES = (281, 0, 999, 537)
+TOLERANCE = 1e-4
+NETWORKS = {
+    "resnet18": "layer4",
+    "resnet50": "layer4",
+    "vgg16": "features",
+    "timm:tf_efficientnet_lite0": "bn2",
+    "densenet121": "features",
+    "mobilenet_v3_large": "features",
+    "convnext_tiny": "features",
+}
+FUSED = {"resnet18": ("layer2", "layer3", "layer4"), "densenet121": ("features.denseblock3", "features.norm5")}
+
+
+@functools.cache
+def pictures(size: int = 224) -> NDArray[np.uint8]:
+    """Smooth blobs and noise: pictures on which random networks still disagree from place to place."""
+    random = np.random.default_rng(7)
+    coarse = torch.from_numpy(random.uniform(0, 255, (4, 3, 7, 7)))
+    smooth = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").permute(0, 2, 3, 1).numpy()
+    return np.clip(smooth + random.normal(0, 20, smooth.shape), 0, 255).astype(np.uint8)
+
+
+@functools.cache
+def ours(name: str) -> Network:
+    return network(known(name), NETWORKS[name], size=224, name=name.rpartition(":")[2])
+
+
+@contextmanager
+def oracle(name: str, layers: tuple[str, ...]) -> Iterator[GradCAM]:
+    """pytorch-grad-cam on a copy whose activation functions do not write in place.
+
+    Its hooks keep a layer's output without copying it, and DenseNet's ReLU then overwrites what was kept.
+    """
+    module = copy.deepcopy(known(name)).requires_grad_()
+    for part in module.modules():
+        if hasattr(part, "inplace"):
+            part.inplace = False
+    relu = nn.functional.relu
+    nn.functional.relu = lambda x, inplace=False: relu(x)  # noqa: ARG005 (DenseNet asks for in place by name)
+    try:
+        with GradCAM(model=module, target_layers=[module.get_submodule(layer) for layer in layers]) as cam:
+            yield cam
+    finally:
+        nn.functional.relu = relu
+
+
+def theirs(name: str, layers: tuple[str, ...]) -> NDArray[np.float32]:
+    batch: Tensor = torch.from_numpy(pictures()).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with oracle(name, layers) as cam:
+        maps: NDArray[np.float32] = cam(input_tensor=batch, targets=[ClassifierOutputTarget(c) for c in CLASSES])
+    return maps
+
+
+def rendered(name: str, layers: tuple[str, ...]) -> NDArray[np.float32]:
+    works = [Work(image, classes=(c,), layers=layers) for image, c in zip(pictures(), CLASSES, strict=True)]
+    maps = []
+    for outcome in ours(name).run(works):
+        assert isinstance(outcome, Outcome)
+        (heatmap,) = render_maps(outcome.maps, polarity="positive", scale="minmax", input_size=(224, 224))
+        maps.append(heatmap.values)
+    return np.stack(maps)
+
+
+@pytest.mark.parametrize(("name", "layers"), [*((n, (layer,)) for n, layer in NETWORKS.items()), *FUSED.items()])
+def test_equals_pytorch_grad_cam(name: str, layers: tuple[str, ...]) -> None:
+    expected, found = theirs(name, layers), rendered(name, layers)
+    assert found.std() > 0.01, "blank maps would agree with anything"
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+    flat = (found.reshape(4, -1).argmax(axis=1), expected.reshape(4, -1).argmax(axis=1))
+    np.testing.assert_array_equal(*flat)
