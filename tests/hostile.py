@@ -19,6 +19,8 @@ from PIL import Image
 
 from tests import pictures as make
 from tests.foreign import OTHER_FORMATS
+from tests.misread import gif_webp, jpeg, png
+from tests.misread.base import Odd
 
 Data = Callable[[], bytes]
 
@@ -167,7 +169,7 @@ def _repeated_sof(times: int) -> bytes:
 
 
 def _complex() -> Iterator[Case]:
-    """What section 2.2 refuses: the rest of it is legitimate and is checked in `tests/imaging/test_decode_odd.py`."""
+    """What section 2.2 refuses: the rest of it is legitimate and lies in `tests/misread`."""
     for name, marker in (("lossless", 0xC3), ("arithmetic", 0xC9)):
         yield from _refused("H23", "image_unsupported_feature", **{f"jpeg_{name}": partial(_marked_sof, marker)})
     yield from _refused(
@@ -264,4 +266,11 @@ def _others() -> Iterator[Case]:
     )
 
 
-CATALOGUE: list[Case] = [*_broken(), *_complex(), *_bombs(), *_others()]
+ODD: list[Odd] = [*jpeg.files(), *png.files(), *gif_webp.files()]
+CATALOGUE: list[Case] = [
+    *_broken(),
+    *_complex(),
+    *(Case(odd.id, odd.name, odd.data, 200, None) for odd in ODD),
+    *_bombs(),
+    *_others(),
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -98,8 +99,11 @@ class _Pen:
     ) -> None:
         font = self._fonts[size]
         text = "".join(letter if letter.isprintable() else " " for letter in text)
-        while text and self._draw.textlength(text, font) > room * self._scale:
-            text = text[: -2 if text.endswith("…") else -1].rstrip() + "…" if len(text) > 2 else ""
+        if self._draw.textlength(text, font) > room * self._scale:
+            # As many letters as fit with the dots behind them.
+            lengths = range(1, len(text))
+            count = bisect_right(lengths, room * self._scale, key=lambda end: self._draw.textlength(text[:end] + "…", font))
+            text = text[:count].rstrip() + "…"
         self._draw.text((left * self._scale, top * self._scale), text, ink, font, anchor="ra" if right else "la")
 
 

@@ -1,0 +1,106 @@
+"""The blend's arithmetic, and that the map is drawn only where the network looked."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from service.imaging import colors
+from service.imaging.overlay import OverlayType, compose
+
+WHOLE = (0, 0, 30, 20)
+PART = (5, 2, 25, 18)
+
+
+@pytest.fixture
+def picture() -> NDArray[np.uint8]:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    pixels.setflags(write=False)
+    return pixels
+
+
+@pytest.fixture
+def shades() -> NDArray[np.float32]:
+    return np.random.default_rng(1).random((20, 30), dtype=np.float32)
+
+
+def draw(
+    picture: NDArray[np.uint8],
+    shades: NDArray[np.float32],
+    *,
+    kind: OverlayType = "original",
+    region: tuple[int, int, int, int] = WHOLE,
+    color_map: str | None = None,
+    alpha: float = 0.5,
+    signed: bool = False,
+) -> NDArray[np.uint8]:
+    drawn = compose(picture, shades, region=region, color_map=color_map, alpha=alpha, overlay_type=kind, signed=signed)
+    assert drawn.dtype == np.uint8
+    assert drawn.shape == picture.shape
+    assert drawn.flags.c_contiguous
+    return drawn
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_original_is_the_weighted_mean(picture: NDArray[np.uint8], shades: NDArray[np.float32], alpha: float) -> None:
+    heat = colors.colorize(shades, "viridis", signed=False).astype(float)
+
+    drawn = draw(picture, shades, color_map="viridis", alpha=alpha)
+
+    np.testing.assert_allclose(drawn, (1 - alpha) * picture + alpha * heat, atol=0.5001)
+
+
+def test_beyond_the_region_the_picture_is_only_dimmed(picture: NDArray[np.uint8], shades: NDArray[np.float32]) -> None:
+    whole, part = draw(picture, shades), draw(picture, shades, region=PART)
+
+    np.testing.assert_array_equal(part[2:18, 5:25], whole[2:18, 5:25])
+    np.testing.assert_allclose(part[:, :5], 0.4 * picture[:, :5], atol=0.5001)
+    np.testing.assert_allclose(part[18:], 0.4 * picture[18:], atol=0.5001)
+
+
+def test_grayscale_takes_the_pictures_colour_away(picture: NDArray[np.uint8], shades: NDArray[np.float32]) -> None:
+    drawn = draw(picture, shades, kind="grayscale", alpha=0)
+
+    np.testing.assert_array_equal(drawn[:, :, 0], drawn[:, :, 1])
+    np.testing.assert_allclose(drawn[:, :, 0], picture @ [0.299, 0.587, 0.114], atol=1)
+
+
+def test_mask_black_shows_the_picture_where_the_map_is_hot(picture: NDArray[np.uint8]) -> None:
+    shades = np.zeros((20, 30), np.float32)
+    shades[:, 10:] = 1
+
+    drawn = draw(picture, shades, kind="mask_black", region=PART)
+
+    np.testing.assert_array_equal(drawn[2:18, 10:25], picture[2:18, 10:25])
+    assert not drawn[:, :10].any()
+    assert not drawn[:, 25:].any()
+
+
+def test_mask_black_of_a_signed_map_goes_by_magnitude(picture: NDArray[np.uint8]) -> None:
+    drawn = draw(picture, np.full((20, 30), -1, np.float32), kind="mask_black", signed=True)
+
+    np.testing.assert_array_equal(drawn, picture)
+
+
+def test_none_is_the_heatmap_alone(picture: NDArray[np.uint8], shades: NDArray[np.float32]) -> None:
+    drawn = draw(picture, shades, kind="none", region=PART)
+
+    np.testing.assert_array_equal(drawn[2:18, 5:25], colors.colorize(shades, "jet", signed=False)[2:18, 5:25])
+    assert not drawn[:2].any()
+
+
+def test_defaults_are_jet_and_blue_white_red(picture: NDArray[np.uint8]) -> None:
+    hot, against = np.ones((20, 30), np.float32), np.full((20, 30), -1, np.float32)
+
+    np.testing.assert_array_equal(draw(picture, hot, alpha=1)[0, 0], colors.lut("jet")[255])
+    np.testing.assert_array_equal(draw(picture, against, alpha=1, signed=True)[0, 0], colors.lut("diverging")[0])
+
+
+@pytest.mark.parametrize("kind", get_args(OverlayType))
+def test_the_picture_given_is_left_alone(picture: NDArray[np.uint8], shades: NDArray[np.float32], kind: OverlayType) -> None:
+    before = picture.copy()
+
+    draw(picture, shades, kind=kind, region=PART)
+
+    np.testing.assert_array_equal(picture, before)
