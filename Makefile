@@ -37,7 +37,7 @@ bench: $(VENV)/.installed-test ## Measure, side by side with the peers
 	$(BIN)/python -m tests.bench $(ARGS)
 
 openapi: $(VENV)/.installed ## Write openapi.md anew, from the app's schema
-	$(BIN)/python -m service.api.reference > openapi.md.new
+	$(BIN)/python -m service.reference > openapi.md.new
 	mv openapi.md.new openapi.md
 
 image: ## Build the image (VARIANT=cpu or cuda, ENGINE=docker or podman, TORCH_INDEX: see the Dockerfile)

@@ -96,7 +96,7 @@ def problems(*errors: type[CamserveError]) -> dict[int | str, dict[str, Any]]:
         codes.setdefault(error.status, []).append(error.code)
     return {
         int(status): {
-            "description": f"{status.phrase}: " + ", ".join(f"`{code}`" for code in dict.fromkeys(found)),
+            "description": ", ".join(f"`{code}`" for code in dict.fromkeys(found)),
             "content": PROBLEM_BODY,
             **({"headers": _headers({"Retry-After": "Seconds."})} if status in (429, 503) else {}),
         }

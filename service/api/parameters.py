@@ -103,25 +103,6 @@ def parse_targets(document: Mapping[str, Any], where: str, shared: Targets) -> T
     return Targets.model_validate(kept | given)
 
 
-def check_classes(targets: Iterable[Targets], limit: int, *, explaining: bool) -> None:
-    """Refuses more classes per image than the operator allows.
-
-    Args:
-        targets: those of every image.
-        limit: `settings.max_classes_per_image`.
-        explaining: whether `top_k`, with no class named, asks for so many explanations.
-
-    Raises:
-        ParameterInvalid: says the limit.
-    """
-    for one in targets:
-        named = len(one.class_id) + len(one.class_name)
-        if named > limit:
-            raise ParameterInvalid(f"class_id, class_name: at most {limit} classes for one image")
-        if explaining and not named and (one.top_k or 0) > limit:
-            raise ParameterInvalid(f"top_k: at most {limit} when it says how many classes to explain")
-
-
 def _parse(model: type[TargetsT], raw: Mapping[str, Any], where: str = "") -> TargetsT:
     try:
         return model.model_validate(raw)

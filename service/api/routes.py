@@ -107,7 +107,7 @@ async def _answer(request: Request, model: str | None, *, explaining: bool) -> R
     deadline = asyncio.get_running_loop().time() + state.settings.request_timeout_s
     try:
         async with asyncio.timeout_at(deadline) as limit:
-            upload = await read_upload(request, state.settings, explaining=explaining)
+            upload = await read_upload(request, state.settings)
             options = _with_model(upload.options, model)
             name = options.model or state.settings.models[0]
             record.model = name if name in state.settings.models else ""

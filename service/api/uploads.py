@@ -33,13 +33,12 @@ class Upload:
     options: Options
 
 
-async def read_upload(request: Request, settings: Settings, *, explaining: bool) -> Upload:
+async def read_upload(request: Request, settings: Settings) -> Upload:
     """Reads and checks a request of /predict or /explain.
 
     Args:
         request: its body must not have been read.
         settings: for the limits.
-        explaining: for /explain, where `top_k` may say how many classes to explain.
 
     Raises:
         RequestError: the form is wrong: 400, 413, 415 or 422 with the code of `api.md`.
@@ -49,20 +48,15 @@ async def read_upload(request: Request, settings: Settings, *, explaining: bool)
     query = parameters.from_pairs(request.query_params.multi_items())
     declared = bodies.content_type(request)
     if declared == "multipart/form-data":
-        upload = await _from_form(request, query, settings)
-    elif declared == "application/json":
-        upload = await _from_json(request, query, settings)
-    elif declared.startswith("image/") or declared in RAW_TYPES:
-        upload = await _from_raw(request, query, settings)
-    else:
-        raise ContentTypeUnsupported(
-            "Send the picture as multipart/form-data with a file part named image, as image/* or application/octet-stream, or "
-            "in base64 as application/json."
-        )
-    parameters.check_classes(
-        (subject.targets for subject in upload.subjects), settings.max_classes_per_image, explaining=explaining
+        return await _from_form(request, query, settings)
+    if declared == "application/json":
+        return await _from_json(request, query, settings)
+    if declared.startswith("image/") or declared in RAW_TYPES:
+        return await _from_raw(request, query, settings)
+    raise ContentTypeUnsupported(
+        "Send the picture as multipart/form-data with a file part named image, as image/* or application/octet-stream, or "
+        "in base64 as application/json."
     )
-    return upload
 
 
 async def _from_form(request: Request, query: parameters.Raw, settings: Settings) -> Upload:

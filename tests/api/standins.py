@@ -1,4 +1,4 @@
-"""Honest stand-ins under the HTTP side: an explainer that answers without a network, a registry of one model, a raw client."""
+"""Honest stand-ins: an explainer that answers without a network, a registry of one model, a raw client."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class StandInExplainer:
     calls: list[tuple[tuple[Subject, ...], Options, Delivery | None, float]] = field(default_factory=list)
     fail_with: BaseException | None = None
     wait: asyncio.Event | None = None
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: bool = False
 
     @property
@@ -75,6 +76,7 @@ class StandInExplainer:
 
     async def _work(self, subjects: Sequence[Subject], options: Options, delivery: Delivery | None, deadline: float) -> None:
         self.calls.append((tuple(subjects), options, delivery, deadline))
+        self.asked.set()
         if self.fail_with is not None:
             raise self.fail_with
         if self.wait is not None:
@@ -117,8 +119,8 @@ def _result(subject: Subject, options: Options) -> ImageResult:
     png = Encoded("image/png", 451, 300, b"\x89PNG heat")
     explanations = tuple(
         Explanation(
-            prediction, None, options.method, options.layer or ("bn2",), options.polarity, options.scale, 0.0, 3.1, False, (7, 7),
-            (75, 0, 375, 300), png if options.heatmap == "png" else None, png if options.overlay else None,
+            prediction, None, options.method, options.layer or ("bn2",), options.polarity, options.scale, 0.0, 3.1, False,
+            (7, 7), (75, 0, 375, 300), png if options.heatmap == "png" else None, png if options.overlay else None,
         )
         for prediction in named or [tiger_cat]
     )  # fmt: skip

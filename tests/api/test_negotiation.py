@@ -1,3 +1,5 @@
+"""Accept and `format`, as RFC 9110 has it."""
+
 from __future__ import annotations
 
 import httpx

@@ -20,8 +20,7 @@ async def test_a_client_that_leaves_cancels_the_work(
 ) -> None:
     explainer.wait, left = asyncio.Event(), asyncio.Event()
     request = asyncio.create_task(speak(app, [b"x"], left=left))
-    while not explainer.calls:
-        await asyncio.sleep(0)
+    await explainer.asked.wait()
     left.set()
     reply = await asyncio.wait_for(request, 5)
     assert explainer.cancelled

@@ -111,8 +111,6 @@ async def test_an_image_carries_its_own_classes(client: httpx.AsyncClient, expla
             "clip_percent_lowerbound=50&clip_percent_upperbound=40",
             "clip_percent_lowerbound must be below clip_percent_upperbound",
         ),
-        ("class_id=" + ",".join("1" * 17), "class_id, class_name: at most 16 classes for one image"),
-        ("top_k=17", "top_k: at most 16 when it says how many classes to explain"),
         ("method=" + "a" * 300, "method: must be a text of at most 256 characters"),
         ("model=other", "model: the address names one already; leave the option out"),
     ],
@@ -128,10 +126,6 @@ async def test_every_wrong_option_is_named(client: httpx.AsyncClient) -> None:
     assert "alpha:" in detail
     assert "polarity:" in detail
     assert "nope:" in detail
-
-
-async def test_top_k_of_predict_is_not_limited_as_explanations_are(client: httpx.AsyncClient) -> None:
-    assert (await client.post("/predict?top_k=1000", content=PICTURE)).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,188 @@
+"""Writes openapi.md from the app's OpenAPI schema: `python -m service.reference > openapi.md`. A test holds the two together.
+
+Knows OpenAPI and Markdown, and one curl for each route; everything else it says comes from the schema.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+Json = Mapping[str, Any]
+
+IMAGE: Final = "curl -F image=@cat.jpg"
+CURL: Final = {
+    "POST /predict": f"{IMAGE} localhost:8000/predict",
+    "POST /models/{model}/predict": (
+        "curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' 'localhost:8000/models/efficientnet_lite0/predict?top_k=3'"
+    ),
+    "POST /explain": (
+        f"{IMAGE} -H 'Accept: image/png' localhost:8000/explain -o overlay.png\n"
+        f"{IMAGE} -F class_id=281,285 -F overlay_type=panel -F scale=shared -F format=png localhost:8000/explain -o sheet.png\n"
+        """curl -H 'Content-Type: application/json' -d "{\\"image\\": \\"$(base64 -w0 cat.jpg)\\"}" localhost:8000/explain"""
+    ),
+    "POST /models/{model}/explain": (
+        f"{IMAGE} -F class_name='tabby' -F versus='tiger cat' -F overlay=true localhost:8000/models/efficientnet_lite0/explain"
+    ),
+    "GET /models": "curl localhost:8000/models",
+    "GET /models/{model}": "curl localhost:8000/models/efficientnet_lite0",
+    "GET /methods": "curl localhost:8000/methods",
+    "GET /": "curl localhost:8000/",
+    "GET /livez": "curl localhost:8000/livez",
+    "GET /readyz": "curl --fail localhost:8000/readyz",
+    "GET /metrics": "curl localhost:8000/metrics",
+}
+
+
+def render(schema: Json) -> str:
+    """The reference as Markdown.
+
+    Args:
+        schema: an OpenAPI 3.1 document.
+
+    Raises:
+        KeyError: a route has no curl here.
+    """
+    return "\n".join(_lines(schema)) + "\n"
+
+
+def _lines(schema: Json) -> Iterator[str]:
+    yield f"# {schema['info']['title']} {schema['info']['version']}: HTTP reference"
+    yield ""
+    yield "Written from the app's OpenAPI schema by `make openapi`; do not edit it by hand."
+    yield ""
+    yield from schema["info"]["description"].strip().splitlines()
+    operations = [
+        (f"{method.upper()} {path}", operation)
+        for path, methods in schema["paths"].items()
+        for method, operation in methods.items()
+    ]
+    yield ""
+    yield from _table(("route", "what"), ((f"[`{route}`](#{_anchor(route)})", op["summary"]) for route, op in operations))
+    yield ""
+    yield "With API keys set, every route but the probes wants `Authorization: Bearer <key>` or `X-API-Key: <key>`."
+    for route, operation in operations:
+        yield from _route(route, operation)
+    yield from ("", "## Options", "")
+    yield "In the query string, as form fields or in the JSON body alike. An option in the body replaces the query string's; an"
+    yield "empty one counts as not given; an unknown one is a 422 that names it."
+    yield ""
+    yield from _parameters(schema["paths"]["/explain"]["post"]["parameters"])
+    yield from ("", "## Shapes")
+    for name, shape in schema["components"]["schemas"].items():
+        yield from ("", f"### {name}", "")
+        if "description" in shape:
+            yield from (*shape["description"].splitlines(), "")
+        required = set(shape.get("required", ()))
+        rows = (
+            (f"`{field}`", _type(kind), "yes" if field in required else "", kind.get("description", ""))
+            for field, kind in shape["properties"].items()
+        )
+        yield from _table(("field", "type", "required", "meaning"), rows)
+
+
+def _route(route: str, operation: Json) -> Iterator[str]:
+    yield from ("", f"## {route}", "", *operation["description"].splitlines(), "")
+    yield from ("```sh", *CURL[route].splitlines(), "```")
+    parameters = operation.get("parameters", ())
+    own = [parameter for parameter in parameters if parameter["in"] == "path"]
+    if own:
+        yield ""
+        yield from _parameters(own)
+    if len(parameters) > len(own):
+        left_out = (
+            ""
+            if any(parameter["name"] == "model" for parameter in parameters if parameter["in"] == "query")
+            else " but `model`"
+        )
+        yield from ("", f"Takes every option of [Options](#options){left_out}.")
+    if "requestBody" in operation:
+        body = operation["requestBody"]
+        yield from ("", body["description"], "")
+        yield from _table(
+            ("Content-Type", "body"),
+            ((f"`{kind}`", _type(content["schema"])) for kind, content in body["content"].items()),
+        )
+        example = body["content"].get("application/json", {}).get("example")
+        if example is not None:
+            yield from ("", "```json", json.dumps(example), "```")
+    yield ""
+    yield from _table(("status", "answer", "body"), (_response(*response) for response in operation["responses"].items()))
+    headers = operation["responses"].get("200", {}).get("headers", {})
+    if headers:
+        yield ""
+        yield from _table(("header", "meaning"), ((f"`{name}`", header["description"]) for name, header in headers.items()))
+
+
+def _response(status: str, response: Json) -> tuple[str, str, str]:
+    kinds = ", ".join(
+        f"`{kind}`: {_type(content['schema'])}" if "$ref" in content["schema"] else f"`{kind}`"
+        for kind, content in response.get("content", {}).items()
+    )
+    return status, response["description"], kinds
+
+
+def _parameters(parameters: Iterable[Json]) -> Iterator[str]:
+    yield from _table(
+        ("name", "type", "default", "meaning"),
+        ((f"`{one['name']}`", _type(one["schema"]), _default(one["schema"]), one.get("description", "")) for one in parameters),
+    )
+
+
+def _default(kind: Json) -> str:
+    return f"`{json.dumps(kind['default'])}`" if kind.get("default") not in (None, []) else ""
+
+
+def _type(kind: Json) -> str:
+    """A JSON schema in a few words."""
+    match kind:
+        case {"$ref": ref}:
+            name = ref.rpartition("/")[2]
+            words = f"[{name}](#{name.lower()})"
+        case {"anyOf": kinds}:
+            words = " or ".join(dict.fromkeys(_type(one) for one in kinds))
+        case {"enum": values}:
+            words = ", ".join(f"`{value}`" for value in values)
+        case {"const": value}:
+            words = f"`{value}`"
+        case {"prefixItems": items}:
+            words = f"{len(items)} of {_type(items[0])}"
+        case {"type": "array"}:
+            words = f"list of {_type(kind['items'])}" if kind.get("items") else "list"
+        case {"format": "binary"}:
+            words = "bytes"
+        case _:
+            words = str(kind.get("type", "any")) + _bounds(kind)
+    return words
+
+
+def _bounds(kind: Json) -> str:
+    low, high = kind.get("minimum"), kind.get("maximum")
+    if low is not None and high is not None:
+        return f" {low:g} to {high:g}"
+    return f" from {low:g}" if low is not None else ""
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield "|" + " --- |" * len(head)
+    for row in rows:
+        yield f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in row)} |"
+
+
+def _anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return "".join(letter for letter in heading.lower().replace(" ", "-") if letter.isalnum() or letter in "-_")
+
+
+def main() -> None:
+    """Prints the reference of the app."""
+    from service.app import create_app  # noqa: PLC0415 # the renderer itself needs no network
+
+    sys.stdout.write(render(create_app().openapi()))
+
+
+if __name__ == "__main__":
+    main()
