@@ -34,7 +34,11 @@ NETWORKS = {
     "mobilenet_v3_large": "features",
     "convnext_tiny": "features",
 }
-FUSED = {"resnet18": ("layer2", "layer3", "layer4"), "densenet121": ("features.denseblock3", "features.norm5")}
+FUSED = {
+    "resnet18": ("layer2", "layer3", "layer4"),
+    "densenet121": ("features.denseblock4", "features.norm5"),
+    "vgg16": ("features.16", "features.23", "features"),
+}
 
 
 @functools.cache
@@ -71,7 +75,8 @@ def oracle(name: str, layers: tuple[str, ...]) -> Iterator[GradCAM]:
 
 
 def theirs(name: str, layers: tuple[str, ...]) -> NDArray[np.float32]:
-    batch: Tensor = torch.from_numpy(pictures()).permute(0, 3, 1, 2).float() / 127.5 - 1
+    # The same arithmetic as the engine's: deep random networks make much of the last bit of their input.
+    batch: Tensor = (torch.from_numpy(pictures()).permute(0, 3, 1, 2).float() - 127.5) / 127.5
     with oracle(name, layers) as cam:
         maps: NDArray[np.float32] = cam(input_tensor=batch, targets=[ClassifierOutputTarget(c) for c in CLASSES])
     return maps
