@@ -177,6 +177,9 @@ def _complex() -> Iterator[Case]:
     )
     yield from _refused("H24", "image_too_complex", jpeg_1000_scans=partial(make.scans, 1000, 1024, 1024))
     yield from _accepted("H24", jpeg_99_scans=partial(make.scans, 99, 64, 64))
+    yield from _refused(
+        "H24", "image_too_complex", jpeg_50_scans_of_49_MP=lambda: make.patched_sof(make.scans(50, 64, 64), 7000, 7000)
+    )
 
 
 def _marked_sof(marker: int) -> bytes:

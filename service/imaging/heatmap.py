@@ -134,6 +134,7 @@ def _clip(maps: list[Map], percentiles: tuple[float, float]) -> list[Map]:
 
 def _stretch(size: Map, low: float, high: float) -> Map:
     if high > low:
-        return np.asarray(np.clip((size - low) / (high - low), 0, 1), np.float32)
+        # In double precision: the bounds may be closer together than single precision can divide by.
+        return ((np.clip(size.astype(np.float64), low, high) - low) / (high - low)).astype(np.float32)
     # Both bounds lie in one flat stretch, such as the dark ground of a map: what rises above it is highest.
     return (size > low).astype(np.float32)

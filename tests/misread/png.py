@@ -115,7 +115,7 @@ def _palettes() -> Iterator[Odd]:
 
 
 def _painted(index: NDArray[Any], palette: Pixels) -> Pixels:
-    return palette[index[:, :, 0]]
+    return np.asarray(palette[index[:, :, 0]], np.uint8)
 
 
 def _first_pixel_white() -> Pixels:

@@ -21,6 +21,7 @@ class Limits:
         min_side: shortest side in pixels.
         max_aspect: longest side over shortest side, inclusive.
         max_scans: most scans of a JPEG; each pass over the pixels costs time that the file's size does not show.
+        max_scanned_pixels: most pixels times scans of a JPEG with more than one; about a second of decoding.
         max_chunks: most segments, chunks or blocks of a file.
     """
 
@@ -29,6 +30,7 @@ class Limits:
     min_side: int = 8
     max_aspect: int = 100
     max_scans: int = 100
+    max_scanned_pixels: int = 1_600_000_000
     max_chunks: int = 10_000
 
 

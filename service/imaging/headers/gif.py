@@ -86,17 +86,17 @@ class _Blocks:
 
     def __init__(self, data: bytes, limits: Limits) -> None:
         self._data = data
-        self._left = limits.max_chunks + len(data) // 16
+        self._left = limits.max_chunks + len(data) // 64
 
     def skip(self, pos: int) -> int:
         """Return where the run that starts at `pos` ends, after its terminator."""
         data, length = self._data, len(self._data)
         while pos < length:
+            self._left -= 1
+            if self._left < 0:
+                raise ImageTooComplex("The GIF is cut into too many small blocks. Export the image again.")
             size = data[pos]
             pos += size + 1
             if size == 0:
                 return pos
-            self._left -= 1
-            if self._left < 0:
-                raise ImageTooComplex("The GIF is cut into too many small blocks. Export the image again.")
         raise truncated()

@@ -43,8 +43,8 @@ def read(data: bytes, limits: Limits) -> Header:
                 raise corrupt("a JPEG scan comes before the frame header")
             first_scan = first_scan or start
             scans += 1
-            if scans > limits.max_scans:
-                raise ImageTooComplex(f"The JPEG has more than {limits.max_scans} scans. Save it as baseline JPEG.")
+            if scans > limits.max_scans or 1 < scans > limits.max_scanned_pixels // (size[0] * size[1]):
+                raise ImageTooComplex("The JPEG has too many scans for its size. Save it as baseline JPEG.")
         elif marker == _APP1 and orientation is None and data.startswith(b"Exif\0\0", body):
             orientation = read_orientation(data[body:end])
         if first_scan == 0 and _decoder_needs(marker, data, body):

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 
 from service.errors import ImageTooComplex
-from service.imaging.headers.base import Header, Limits, check_size, corrupt, truncated
+from service.imaging.headers.base import Box, Header, Limits, check_size, corrupt, truncated
 from service.imaging.headers.exif import read_orientation
 
 _EXTENDED, _ANIMATED_FRAME = b"VP8X", b"ANMF"
@@ -43,16 +43,18 @@ def read(data: bytes, limits: Limits) -> Header:
     check_size(width, height, limits)
 
     animated = bool(body[0] & _ANIMATION_FLAG)
-    frame = (0, 0, width, height)
+    frame: Box | None = None if animated else (0, 0, width, height)
     picture: list[Chunk] = []
     exif = b""
     for kind, body in chunks:
         if kind == _EXIF:
             exif = exif or body
-        elif kind == _ANIMATED_FRAME and animated and not picture:
+        elif kind == _ANIMATED_FRAME and frame is None:
             frame, picture = _animation_frame(body, limits)
         elif kind in {_ALPHA, _LOSSY, _LOSSLESS} and not animated:
             picture.append((kind, body))
+    if frame is None:
+        raise corrupt("the WebP is animated but has no frame")
     columns, rows = frame[2] - frame[0], frame[3] - frame[1]
     stills = [chunk for chunk in picture if chunk[0] in {_LOSSY, _LOSSLESS}]
     if len(stills) != 1 or len(picture) > 2:
@@ -116,7 +118,7 @@ def _bitstream_size(kind: bytes, body: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _animation_frame(body: bytes, limits: Limits) -> tuple[tuple[int, int, int, int], list[Chunk]]:
+def _animation_frame(body: bytes, limits: Limits) -> tuple[Box, list[Chunk]]:
     if len(body) < 16:
         raise truncated()
     left, top, columns, rows = (int.from_bytes(body[at : at + 3], "little") for at in (0, 3, 6, 9))
