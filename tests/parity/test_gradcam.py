@@ -9,6 +9,7 @@ import copy
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -34,11 +35,7 @@ NETWORKS = {
     "mobilenet_v3_large": "features",
     "convnext_tiny": "features",
 }
-FUSED = {
-    "resnet18": ("layer2", "layer3", "layer4"),
-    "densenet121": ("features.denseblock4", "features.norm5"),
-    "vgg16": ("features.16", "features.23", "features"),
-}
+FUSED = {"resnet18": ("layer2", "layer3", "layer4"), "densenet121": ("features.denseblock4", "features.norm5")}
 
 
 @functools.cache
@@ -64,14 +61,13 @@ def oracle(name: str, layers: tuple[str, ...]) -> Iterator[GradCAM]:
     module = copy.deepcopy(known(name)).requires_grad_()
     for part in module.modules():
         if hasattr(part, "inplace"):
-            part.inplace = False
-    relu = nn.functional.relu
-    nn.functional.relu = lambda x, inplace=False: relu(x)  # noqa: ARG005 (DenseNet asks for in place by name)
-    try:
-        with GradCAM(model=module, target_layers=[module.get_submodule(layer) for layer in layers]) as cam:
-            yield cam
-    finally:
-        nn.functional.relu = relu
+            setattr(part, "inplace", False)  # noqa: B010 (a module's attributes are typed as tensors)
+    relu = nn.functional.relu  # which DenseNet asks by name to work in place
+    with (
+        mock.patch.object(nn.functional, "relu", lambda x, inplace=False: relu(x)),  # noqa: ARG005
+        GradCAM(model=module, target_layers=[module.get_submodule(layer) for layer in layers]) as cam,
+    ):
+        yield cam
 
 
 def theirs(name: str, layers: tuple[str, ...]) -> NDArray[np.float32]:
