@@ -31,22 +31,26 @@ log = structlog.get_logger(__name__)
 def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseException], None] | None = None) -> FastAPI:
     """Builds the service.
 
-    `app.state` holds `settings`, `metrics` and `phase` at once, `registry` and `explainer` from the start of its lifespan.
+    `app.state` holds `settings`, `metrics`, `registry` and `phase` at once, `explainer` from the start of its lifespan.
     Whoever is told to stop may set `phase` to `draining` first, so that /readyz says so while requests are still answered.
 
     Args:
         settings: read from the environment if not given.
         on_fatal: called when the models cannot be loaded, for instance to stop the server. Without it the process lives on,
             never ready, with the reason in its log.
+
+    Raises:
+        ConfigurationError: a card is bad, or one is asked for that is not there.
     """
     settings = settings or Settings()
     metrics = Metrics()
     configure_logging(settings)
+    registry = Registry(settings, metrics)
     app = FastAPI(
         title="camserve",
         version=__version__,
         description=DESCRIPTION,
-        lifespan=_lifespan(settings, metrics, on_fatal),
+        lifespan=_lifespan(settings, metrics, registry, on_fatal),
         middleware=[
             Middleware(HeadAsGet),
             Middleware(RequestContext, metrics=metrics),
@@ -57,6 +61,7 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
     )
     app.state.settings = settings
     app.state.metrics = metrics
+    app.state.registry = registry
     app.state.phase = "starting"
     for router in (routes.router, catalogue.router, health.router):
         app.include_router(router)
@@ -66,12 +71,11 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
 
 
 def _lifespan(
-    settings: Settings, metrics: Metrics, on_fatal: Callable[[BaseException], None] | None
+    settings: Settings, metrics: Metrics, registry: Registry, on_fatal: Callable[[BaseException], None] | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ThreadPoolExecutor(settings.codec_threads, thread_name_prefix="codec") as codecs:
-            app.state.registry = registry = Registry(settings, metrics)
             app.state.explainer = Explainer(registry, settings, codecs, metrics)
             loading = asyncio.create_task(_load(app, registry, on_fatal))
             try:

@@ -26,7 +26,7 @@ def test_the_committed_reference_is_current(app: FastAPI) -> None:
 
 
 def test_it_depends_on_no_setting(app: FastAPI) -> None:
-    other = create_app(Settings(models=("resnet50",), max_body_bytes=1024, api_keys="a" * 32))  # type: ignore[arg-type] # as from the environment
+    other = create_app(Settings(models=("resnet50",), max_body_bytes=1024, api_keys="a" * 32))
     assert other.openapi() == app.openapi()
 
 

@@ -40,6 +40,11 @@ def _repeated(value: object) -> object:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
+def _numbered(value: object) -> object:
+    """``"282"`` -> ``282``: forms and query strings know only text, and no class is called by a number."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19 else value
+
+
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 ClassIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_listed)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_repeated)]
@@ -55,7 +60,7 @@ class Targets(BaseModel):
         (),
         description="Classes by label (case-insensitive; first lemma or whole description) or WordNet id; repeatable.",
     )
-    versus: Annotated[int, Field(ge=0)] | Name | None = Field(
+    versus: Annotated[Annotated[int, Field(ge=0)] | Name | None, BeforeValidator(_numbered)] = Field(
         None, description="Class id or name to contrast with: explains `logit[class] - logit[versus]`."
     )
     top_k: int | None = Field(

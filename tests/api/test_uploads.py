@@ -61,6 +61,14 @@ async def test_class_zero_is_a_class(client: httpx.AsyncClient, explainer: Stand
         assert explainer.options.class_id == (0,)
 
 
+async def test_versus_is_an_id_or_a_name(client: httpx.AsyncClient, explainer: StandInExplainer) -> None:
+    for given, meant in (("282", 282), ("0", 0), ("tabby", "tabby"), ("n02123159", "n02123159")):
+        await client.post("/explain", files={"image": PICTURE}, data={"versus": given})
+        assert explainer.options.versus == meant
+    await client.post("/explain", json={"image": B64, "versus": 0})
+    assert explainer.options.versus == 0
+
+
 async def test_the_body_wins_over_the_query_string_and_empty_is_not_given(
     client: httpx.AsyncClient, explainer: StandInExplainer
 ) -> None:
