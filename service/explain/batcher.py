@@ -63,7 +63,7 @@ class _Call(Generic[Result]):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Ticket(Generic[Item, Result]):
-    """One item's place in the line."""
+    """One item's place in the line. `queued_at` is of `perf_counter`: a loop's own clock may count in milliseconds."""
 
     item: Item
     index: int
@@ -156,7 +156,7 @@ class Batcher(Generic[Item, Result]):
         self._admit(len(items))
         loop = asyncio.get_running_loop()
         call: _Call[Result] = _Call(len(items), deadline, loop.create_future())
-        tickets = [_Ticket(item, index, call, loop.time()) for index, item in enumerate(items)]
+        tickets = [_Ticket(item, index, call, time.perf_counter()) for index, item in enumerate(items)]
         expiry = loop.call_at(deadline, call.expire)
         self._calls.add(call)
         self._waiting.update(dict.fromkeys(tickets))
@@ -213,7 +213,7 @@ class Batcher(Generic[Item, Result]):
             patience = None
             if self._waiting:
                 oldest = next(iter(self._waiting))
-                patience = oldest.queued_at + self._max_delay_s - asyncio.get_running_loop().time()
+                patience = oldest.queued_at + self._max_delay_s - time.perf_counter()
                 if patience <= 0 or self.depth >= self._max_batch_size or self._closing:
                     return True
             elif self._closing:
@@ -245,7 +245,7 @@ class Batcher(Generic[Item, Result]):
             part = self._wanted(parts.pop())
             if not part:
                 continue
-            size, started = len(part), loop.time()
+            size, started = len(part), time.perf_counter()
             results, ran_s = await loop.run_in_executor(self._thread, self._attempt, [ticket.item for ticket in part])
             self._measure(size, ran_s)
             if isinstance(results, BaseException):
