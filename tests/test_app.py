@@ -109,11 +109,10 @@ async def test_a_failed_start_without_a_listener_lives_on_unready(monkeypatch: p
         assert (await client.get("/readyz")).status_code == 503
 
 
-async def test_a_card_that_is_not_there_stops_the_start() -> None:
-    app = create_app(Settings(models=("nope",)))
-    with pytest.raises(ConfigurationError, match="nope"):
-        async with app.router.lifespan_context(app):
-            pass
+async def test_a_card_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "unloadable.toml").write_text(UNLOADABLE)
+    with pytest.raises(ConfigurationError, match=r"'nope'.*unloadable"):
+        create_app(Settings(models_dir=tmp_path, models=("nope",)))
 
 
 async def test_two_apps_live_side_by_side() -> None:

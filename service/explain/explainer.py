@@ -64,8 +64,11 @@ class Explainer:
         return await self._answer(model, subjects, wanted, options, delivery, deadline)
 
     async def predict(self, subjects: Sequence[Subject], options: Options, deadline: float) -> Answer:
-        """Predicts every subject; as `explain`, without explanations."""
+        """Predicts every subject; as `explain`, without explanations: the options that shape one are only checked."""
         model = self._registry.get(options.model)
+        model.network.check_method(options.method)
+        model.network.check_layers(options.layer)
+        options = options.model_copy(update={"layer": ()})
         wanted = [model.wanted(subject.targets, explain=False, most=0) for subject in subjects]
         return await self._answer(model, subjects, wanted, options, "json", deadline)
 
