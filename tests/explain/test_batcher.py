@@ -520,6 +520,7 @@ async def test_two_thousand_requests_all_settle_and_none_gets_anothers_answer(se
             if rng.random() < 0.2:
                 rng.choice(asked[-30:])[1].cancel()
             if rng.random() < 0.1:
+                await asyncio.sleep(0)  # those asked get in line
                 await until_waiting(batcher, at_most=rng.choice([0, 10, 20, 30]))
         settled = await asyncio.wait_for(asyncio.gather(*(task for _, task in asked), return_exceptions=True), PATIENCE_S * 3)
         assert batcher.alive
@@ -530,5 +531,5 @@ async def test_two_thousand_requests_all_settle_and_none_gets_anothers_answer(se
         assert _own_answer(items, outcome), (items, outcome)
     kinds = Counter(type(outcome) for outcome in settled)
     assert kinds.keys() == {list, EngineError, DeadlineExceeded, Overloaded, asyncio.CancelledError}
-    assert kinds[list] > 100
+    assert kinds[list] > 400, kinds
     assert len(run_items) < 4 * number  # halving stays bounded
