@@ -113,6 +113,12 @@ def test_real_errors(http: httpx.Client, query: str, body: bytes, status: int, c
     assert (response.status_code, problem.code) == (status, code)
 
 
+def test_predict_checks_the_options_of_explain(http: httpx.Client) -> None:
+    assert http.post("/predict?layer=nowhere", content=CHELSEA).json()["code"] == "layer_not_found"
+    assert http.post("/predict?method=magic", content=CHELSEA).json()["code"] == "method_not_applicable"
+    assert http.post("/predict?layer=blocks.6&method=gradcam&alpha=1", content=CHELSEA).status_code == 200
+
+
 def test_metrics_of_real_requests(http: httpx.Client) -> None:
     def seen(name: str) -> float:
         lines = http.get("/metrics").text.splitlines()
