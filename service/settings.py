@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     shutdown_delay_s: float = Field(
-        0.0, ge=0, le=60, description="After SIGTERM: seconds to go on serving, not ready, while balancers take notice."
+        1.0, ge=0, le=60, description="After SIGTERM: seconds to go on serving, not ready, while balancers take notice."
     )
 
     max_batch_size: int = Field(8, ge=1, le=256, description="Most images in one pass through a network.")
@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     @property
     def cores(self) -> int:
         """Cores this process may use."""
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or _available_cores()
 
     @property
     def engine_threads(self) -> int:
@@ -85,9 +85,25 @@ class Settings(BaseSettings):
         return max(2, self.cores // 2)
 
     @model_validator(mode="after")
+    def _a_request_fits_the_queue(self) -> Self:
+        if self.max_images_per_request > self.max_queue_size:
+            raise ValueError("max_images_per_request: more than max_queue_size, so a full request could never be answered")
+        return self
+
+    @model_validator(mode="after")
     def _models_named_once(self) -> Self:
         if not self.models:
             raise ValueError("models: name at least one card")
         if len(set(self.models)) != len(self.models):
             raise ValueError(f"models: each card once, got {', '.join(self.models)}")
         return self
+
+
+def _available_cores() -> int:
+    """Cores that the scheduler lets this process use, no more than a container's quota (cgroup v2) pays for."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))

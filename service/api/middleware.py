@@ -79,6 +79,8 @@ class RequestContext:
                 answer = MutableHeaders(scope=message)
                 answer["X-Request-ID"] = record.id
                 answer["X-Content-Type-Options"] = "nosniff"
+                if self._draining(scope):
+                    answer["Connection"] = "close"
             elif message["type"] == "http.response.body":
                 record.bytes_out += len(message.get("body", b""))
             await send(message)
@@ -96,6 +98,10 @@ class RequestContext:
                 await problem_response(internal_error(), record.id)(scope, receive, observed_send)
             finally:
                 self._conclude(scope, record)
+
+    @staticmethod
+    def _draining(scope: Scope) -> bool:
+        return getattr(getattr(scope.get("app"), "state", None), "phase", None) == "draining"
 
     def _conclude(self, scope: Scope, record: Record) -> None:
         route = getattr(scope.get("route"), "path", "other")

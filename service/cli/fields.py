@@ -46,7 +46,9 @@ def with_fields(parameter: str, model: type[BaseModel], *names: str) -> Callable
                 annotation=Annotated[
                     _asked(field.annotation) | None,
                     typer.Option(
-                        help=field.description, show_default=_shown(field.get_default()), rich_help_panel=model.__name__
+                        help=escape(field.description or ""),
+                        show_default=_shown(field.get_default()),
+                        rich_help_panel=model.__name__,
                     ),
                 ],
             )

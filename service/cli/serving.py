@@ -15,7 +15,11 @@ from service.settings import Settings
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which on SIGTERM may go on serving for a while, not ready, until balancers have taken notice."""
+    """uvicorn, which when told to stop goes on serving for a moment, not ready, and then ends with exit code 0.
+
+    In that moment balancers take notice, requests already on their way in are read and answered, and every answer asks its
+    client to close the connection: an idle connection that is cut may have a request in it.
+    """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, delay_s: float) -> None:
         super().__init__(config)
@@ -23,16 +27,18 @@ class Server(uvicorn.Server):
         self._delay_s = delay_s
         self.failure: BaseException | None = None
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains; a second one stops at once."""
-        draining = self._app.state.phase == "draining"
-        self._app.state.phase = "draining"
-        if draining or not self._delay_s:
-            super().handle_exit(sig, frame)
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """The first signal drains, a second one stops at once. uvicorn's own would raise the signal again at the end."""
+        if self._app.state.phase == "draining":
+            self.should_exit = self.force_exit = True
             return
-        timer = threading.Timer(self._delay_s, super().handle_exit, (sig, frame))
+        self._app.state.phase = "draining"
+        timer = threading.Timer(self._delay_s, self._exit)
         timer.daemon = True
         timer.start()
+
+    def _exit(self) -> None:
+        self.should_exit = True
 
     def fail(self, error: BaseException) -> None:
         """Stops the server because the models cannot be loaded."""
@@ -46,8 +52,7 @@ def run(settings: Settings) -> None:
     Raises:
         ConfigurationError: the service could not start; why, and what would be right.
     """
-    servers: list[Server] = []
-    app = create_app(settings, on_fatal=lambda error: servers[0].fail(error))
+    app = create_app(settings, on_fatal=lambda error: server.fail(error))  # noqa: PLW0108 (there is no server yet)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -61,7 +66,6 @@ def run(settings: Settings) -> None:
         h11_max_incomplete_event_size=16 * 1024,
     )
     server = Server(config, app, settings.shutdown_delay_s)
-    servers.append(server)
     server.run()
     if isinstance(server.failure, ConfigurationError):
         raise server.failure

@@ -107,7 +107,7 @@ def check_effort(seen: Sequence[Seen], wanted: Sequence[Wanted], options: Option
         total += one * (len(asked.classes) or asked.best)
     limit = MAX_LISTED_VALUES if delivery == "json" and options.heatmap == "list" else MAX_DRAWN_PIXELS
     if total > limit:
+        instead = ", or heatmap=npy." if limit == MAX_LISTED_VALUES else "."
         raise ParameterInvalid(
-            f"size: this answer would hold {total} values, the limit is {limit}. Ask for a smaller size, fewer classes or images"
-            + (", or heatmap=npy." if limit == MAX_LISTED_VALUES else ".")
+            f"size: the answer would hold {total} values, the limit is {limit}. Ask for a smaller size or fewer classes{instead}"
         )
