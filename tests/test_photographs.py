@@ -56,21 +56,28 @@ def test_turning_the_file_turns_nothing(server: Running) -> None:
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     file = io.BytesIO()
     sideways.save(file, "PNG", exif=exif)
-    maps = [
-        npy(httpx.post(f"{server.url}/explain?format=npy", content=data, timeout=60))
-        for data in (CHELSEA.data, file.getvalue())
-    ]
+    maps = [array(server, data) for data in (CHELSEA.data, file.getvalue())]
     np.testing.assert_allclose(maps[0], maps[1], atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("query", "size"),
-    [("", (451, 300)), ("size=input", (224, 224)), ("size=900", (900, 599)), ("size=100&fit=pad", (100, 67)), ("fit=squash", (451, 300)),
-     ("fit=native", (451, 300)),
-     ("overlay_type=none&color_map=viridis", (451, 300)), ("overlay_type=mask_black", (451, 300)),
-     ("overlay_type=grayscale&alpha=0.3", (451, 300)), ("polarity=both", (451, 300)), ("polarity=negative&scale=max", (451, 300)),
-     ("layer=blocks.5&layer=bn2", (451, 300)), ("clip_percent_lowerbound=30&clip_percent_upperbound=90", (451, 300))],
-)  # fmt: skip
+    [
+        ("", (451, 300)),
+        ("size=input", (224, 224)),
+        ("size=900", (900, 599)),
+        ("size=100&fit=pad", (100, 67)),
+        ("fit=squash", (451, 300)),
+        ("fit=native", (451, 300)),
+        ("overlay_type=none&color_map=viridis", (451, 300)),
+        ("overlay_type=mask_black", (451, 300)),
+        ("overlay_type=grayscale&alpha=0.3", (451, 300)),
+        ("polarity=both", (451, 300)),
+        ("polarity=negative&scale=max", (451, 300)),
+        ("layer=blocks.5&layer=bn2", (451, 300)),
+        ("clip_percent_lowerbound=30&clip_percent_upperbound=90", (451, 300)),
+    ],
+)
 def test_every_way_to_draw(server: Running, query: str, size: tuple[int, int]) -> None:
     response = httpx.post(f"{server.url}/explain?format=png&{query}", content=CHELSEA.data, timeout=60)
     assert response.status_code == 200, response.text

@@ -14,6 +14,7 @@ from service.explain.answer import Delivery, Encoded, Explanation, ImageResult, 
 from service.explain.model import Model, Reading, Wanted
 from service.explain.options import Options
 from service.explain.seeing import Canvas, Map, Pixels, Seen
+from service.imaging import colors
 from service.imaging.encode import encode_grey, encode_npy, encode_picture
 from service.imaging.heatmap import Heatmap, render_maps
 from service.imaging.overlay import OverlayType, compose
@@ -86,7 +87,7 @@ def draw(
     return Drawn(ImageResult(seen.info, predictions, tuple(explanations)), tuple(rows), tuple(arrays), picture)
 
 
-def document(drawn: Sequence[Drawn], delivery: Delivery) -> Encoded | None:
+def document(drawn: Sequence[Drawn], options: Options, delivery: Delivery) -> Encoded | None:
     """The whole answer as one picture or array; None for JSON."""
     if delivery == "json":
         return None
@@ -96,7 +97,7 @@ def document(drawn: Sequence[Drawn], delivery: Delivery) -> Encoded | None:
         return Encoded("application/x-npy", stack.shape[-1], stack.shape[-2], encode_npy(stack))
     rows = [row for image in drawn for row in image.rows]
     if rows:
-        return _picture(contact_sheet(rows), delivery)
+        return _picture(_sheet(rows, options), delivery)
     return drawn[0].overlay
 
 
@@ -141,8 +142,14 @@ def _row(canvas: Canvas, heatmap: Heatmap, options: Options, prediction: Predict
 def _one(canvas: Canvas, heatmap: Heatmap, options: Options, prediction: Prediction, versus: Prediction | None) -> Pixels:
     """One class's picture of whatever kind."""
     if options.overlay_type == "panel":
-        return contact_sheet([_row(canvas, heatmap, options, prediction, versus)])
+        return _sheet([_row(canvas, heatmap, options, prediction, versus)], options)
     return _overlay(canvas, heatmap, options, options.overlay_type)
+
+
+def _sheet(rows: Sequence[Row], options: Options) -> Pixels:
+    signed = options.polarity == "both"
+    bar = colors.lut(options.color_map or colors.default(signed=signed))
+    return contact_sheet(rows, bar=bar, bar_ends=("against", "for") if signed else ("low", "high"))
 
 
 def _picture(rgb: Pixels, media: Delivery) -> Encoded:

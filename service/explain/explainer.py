@@ -107,7 +107,7 @@ class Explainer:
                         for image, item, asked in zip(seen, done, wanted, strict=True)
                     )
                 )
-                whole = await self._in_thread(document, drawn, delivery) if delivery != "json" else None
+                whole = await self._in_thread(document, drawn, options, delivery) if delivery != "json" else None
         except TimeoutError:
             raise DeadlineExceeded("The answer was not ready in time. Try again, with fewer images or classes.") from None
         finally:

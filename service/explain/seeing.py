@@ -109,5 +109,5 @@ def check_effort(seen: Sequence[Seen], wanted: Sequence[Wanted], options: Option
     if total > limit:
         instead = ", or heatmap=npy." if limit == MAX_LISTED_VALUES else "."
         raise ParameterInvalid(
-            f"size: the answer would hold {total} values, the limit is {limit}. Ask for a smaller size or fewer classes{instead}"
+            f"size: the answer would hold {total} values of {limit} allowed; ask for a smaller size or fewer classes{instead}"
         )
