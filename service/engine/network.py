@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
@@ -18,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.engine.attribution import explain_pictures
+from service.engine.attribution import Batch, explain_pictures
 from service.engine.card import Card
 from service.engine.graph import NetworkGraph, export
 from service.engine.methods import METHODS
+from service.engine.methods.method import Method
 from service.engine.sources import Loaded, load
 from service.engine.split import Split, split
 from service.engine.work import LayerInfo, Outcome, Work
@@ -30,6 +32,7 @@ from service.errors import ConfigurationError, LayerNotFound, MethodNotApplicabl
 T = TypeVar("T")
 
 KEPT_GRAPHS = 4  # input sizes, beside the card's, that stay exported (`fit=native`)
+LONGEST_WAIT_S = 0.5  # of a slow method for quicker ones: it must get on in the end
 KEPT_SPLITS = 16  # sets of layers, beside the card's, that stay cut
 
 
@@ -39,12 +42,14 @@ class Network:
     Attributes:
         precision, engine, device, digest: what every answer says of how it was computed.
         preprocessing: how a picture becomes its input.
+        seconds_per_image: of a full batch, as measured when it was warmed; 0 before.
         layers: where it can be explained, by module path, at the card's input size.
         classes: number of logits.
     """
 
     precision = "fp32"
     engine = "torch"
+    seconds_per_image = 0.0
 
     def __init__(self, name: str, loaded: Loaded, layers: Sequence[str], device: torch.device) -> None:
         """Exports and cuts the network.
@@ -62,6 +67,8 @@ class Network:
         self._std = torch.tensor(loaded.preprocessing.std, device=device).view(1, -1, 1, 1) * 255
         self._size = (loaded.preprocessing.height, loaded.preprocessing.width)
         self._lock = threading.Lock()
+        self._lane = threading.Condition()
+        self._hurried = 0
         self._splits: OrderedDict[tuple[tuple[int, int], tuple[str, ...]], Split] = OrderedDict()
         self._graphs: OrderedDict[tuple[int, int], NetworkGraph] = OrderedDict()
         self._graph = export(name, self._module, (3, *self._size))
@@ -98,38 +105,68 @@ class Network:
                     f"GET /models/{self.name} lists all {len(self.layers)}."
                 )
 
-    def check_method(self, method: str) -> None:
-        """Checks that a method exists and fits this network.
+    def method(self, name: str) -> Method:
+        """The method of that name.
 
         Raises:
-            MethodNotApplicable: it does not; the message lists those that do.
+            MethodNotApplicable: there is none, or it does not fit this network; the message lists those that do.
         """
-        if method not in METHODS:
+        if name not in METHODS:
             raise MethodNotApplicable(f"method: no such method. Methods that fit this model: {', '.join(METHODS)}.")
+        return METHODS[name]
 
     def run(self, works: Sequence[Work]) -> list[Outcome | Exception]:
         """Runs a batch: as many answers as works, in order; an item whose numbers are not finite answers with its error."""
+        with self._lane:
+            self._hurried += 1
+        try:
+            return self._run(works, lambda: None)
+        finally:
+            with self._lane:
+                self._hurried -= 1
+                self._lane.notify_all()
+
+    def run_slowly(self, works: Sequence[Work]) -> list[Outcome | Exception]:
+        """As `run`, for methods of many forward passes: between passes it waits while `run` has something to do."""
+        return self._run(works, self._step_aside)
+
+    def _step_aside(self) -> None:
+        with self._lane:
+            self._lane.wait_for(lambda: not self._hurried, timeout=LONGEST_WAIT_S)
+
+    def _run(self, works: Sequence[Work], step_aside: Callable[[], None]) -> list[Outcome | Exception]:
         answers: dict[int, Outcome | Exception] = {}
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, work in enumerate(works):
             by_size.setdefault((work.pixels.shape[0], work.pixels.shape[1]), []).append(index)
         for size, indices in by_size.items():
-            answers.update(zip(indices, self._run_one_size(size, [works[i] for i in indices]), strict=True))
+            outcomes = self._run_one_size(size, [works[i] for i in indices], step_aside)
+            answers.update(zip(indices, outcomes, strict=True))
         return [answers[index] for index in range(len(works))]
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
-        """Runs the whole way once per batch size, so that the first request meets nothing cold."""
+        """Runs the whole way twice per batch size, so that the first request meets nothing cold, and measures the second."""
         blank = np.zeros((*self._size, 3), np.uint8)
         for size in batch_sizes:
-            self.run([Work(blank, best=1)] * size)
+            works = [Work(blank, best=1)] * size
+            self.run(works)
+            started = time.perf_counter()
+            self.run(works)
+            self.seconds_per_image = (time.perf_counter() - started) / size
 
-    def _run_one_size(self, size: tuple[int, int], works: Sequence[Work]) -> list[Outcome | Exception]:
-        asked = [work.layers or self.default_layers for work in works]
-        parts = self._split(size, tuple(dict.fromkeys(layer for layers in asked for layer in layers)))
+    def _run_one_size(
+        self, size: tuple[int, int], works: Sequence[Work], step_aside: Callable[[], None]
+    ) -> list[Outcome | Exception]:
+        works = [work if work.layers else replace(work, layers=self.default_layers) for work in works]
+        parts = self._split(size, tuple(dict.fromkeys(layer for work in works for layer in work.layers)))
+        images = self._normalised(np.stack([work.pixels for work in works]))
         with torch.no_grad():
-            crossing = parts.trunk(self._normalised(np.stack([work.pixels for work in works])))
-
-        return explain_pictures(parts, crossing, [replace(w, layers=layers) for w, layers in zip(works, asked, strict=True)])
+            crossing = parts.trunk(images)
+        with self._lock:
+            graph = self._graph_for(size)
+        return explain_pictures(
+            Batch(graph, images, parts, crossing, works, lambda layers: self._split(size, layers), step_aside)
+        )
 
     def _normalised(self, pixels: NDArray[np.uint8]) -> Tensor:
         """uint8 ``[N, h, w, 3]`` -> float32 ``[N, 3, h, w]`` with the card's mean and standard deviation, on the device."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from service.engine.graph import NetworkGraph, depends_on, is_batch_size, is_size
+from service.engine.layout import Layout
 from service.errors import ConfigurationError
 
 
@@ -48,6 +49,7 @@ class Split:
         head: the crossing values -> (logits ``[R, classes]``, activations of each layer in order).
         crossings: how each crossing value is repeated for the head's rows.
         leaves: which crossing values are activations of cut layers, to be made leaves of autograd.
+        layouts: of each layer's activations.
     """
 
     layers: tuple[str, ...]
@@ -55,6 +57,7 @@ class Split:
     head: fx.GraphModule
     crossings: tuple[Crossing, ...]
     leaves: tuple[int, ...]
+    layouts: tuple[Layout, ...]
 
     def enter(self, crossing: Sequence[Tensor], rows: Tensor | None) -> list[Tensor]:
         """What the head takes: crossing values for `rows` (None: each picture once), activations as fresh leaves."""
@@ -93,6 +96,7 @@ def split(network: NetworkGraph, layers: Sequence[str]) -> Split:
         head,
         tuple(_crossing(network, n) for n in crossing),
         tuple(crossing.index(n) for n in sorted(first)),
+        tuple(Layout() for _ in layers),
     )
 
 

@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from service.engine.methods import METHODS
-from service.engine.work import Work
-from service.errors import DeadlineExceeded, ImageError, NotAcceptable, Overloaded
+from service.errors import DeadlineExceeded, ImageError, Overloaded, ParameterInvalid
 from service.explain.answer import Answer, Delivery, MethodInfo, Subject, Timings
 from service.explain.drawing import document, draw
-from service.explain.model import Model, Wanted
 from service.explain.options import Options
+from service.explain.plan import Plan
 from service.explain.registry import Registry
 from service.explain.seeing import Seen, check_effort, see
 from service.imaging.headers import Limits
@@ -56,58 +55,51 @@ class Explainer:
         Raises:
             CamserveError: the child that says what is wrong.
         """
-        model = self._registry.get(options.model)
-        model.network.check_method(options.method)
-        model.network.check_layers(options.layer)
-        most = self._settings.max_classes_per_image
-        wanted = [model.wanted(subject.targets, explain=True, most=most) for subject in subjects]
-        _check_one_document(wanted, options, delivery)
-        return await self._answer(model, subjects, wanted, options, delivery, deadline)
+        plan = self._plan(subjects, options, delivery, explain=True)
+        plan.check_delivery()
+        return await self._answer(plan, deadline)
 
     async def predict(self, subjects: Sequence[Subject], options: Options, deadline: float) -> Answer:
         """Predicts every subject; as `explain`, without explanations: the options that shape one are only checked."""
-        model = self._registry.get(options.model)
-        model.network.check_method(options.method)
-        model.network.check_layers(options.layer)
-        options = options.model_copy(update={"layer": ()})
-        wanted = [model.wanted(subject.targets, explain=False, most=0) for subject in subjects]
-        return await self._answer(model, subjects, wanted, options, "json", deadline)
+        return await self._answer(self._plan(subjects, options, "json", explain=False), deadline)
 
     def methods(self) -> list[MethodInfo]:
         """Every explanation method."""
-        return [MethodInfo(m.name, m.family, m.cost, m.options, m.paper, m.summary) for m in METHODS.values()]
+        return [MethodInfo(m.name, m.family, m.cost, m.parameters, m.paper, m.summary) for m in METHODS.values()]
 
-    async def _answer(
-        self,
-        model: Model,
-        subjects: Sequence[Subject],
-        wanted: Sequence[Wanted],
-        options: Options,
-        delivery: Delivery,
-        deadline: float,
-    ) -> Answer:
+    def _plan(self, subjects: Sequence[Subject], options: Options, delivery: Delivery, *, explain: bool) -> Plan:
+        """Everything that can be known, and refused, before a byte is decoded."""
+        model = self._registry.get(options.model)
+        method = model.network.method(options.method)
+        tuning = method.tune(options.tuning)
+        model.network.check_layers(options.layer)
+        if options.layer and not method.layered:
+            raise ParameterInvalid(f"layer: {method.name} explains the whole network, not a layer. Leave it out.")
+        most = self._settings.max_classes_per_image
+        wanted = tuple(model.wanted(subject.targets, explain=explain, most=most) for subject in subjects)
+        return Plan(model, method if explain else METHODS["gradcam"], tuning, tuple(subjects), wanted, options, delivery)
+
+    async def _answer(self, plan: Plan, deadline: float) -> Answer:
+        model, options = plan.model, plan.options
         clock = time.perf_counter  # finer than uvloop's, which ticks in milliseconds
         started = clock()
         abandoned = threading.Event()
         try:
             async with asyncio.timeout_at(deadline):
-                with self._admitted(model, len(subjects)):
-                    seen = await self._decode(model, subjects, options)
+                plan.check_time(deadline - asyncio.get_running_loop().time())
+                with self._admitted(plan):
+                    seen = await self._decode(plan)
                 decoded = clock()
-                check_effort(seen, wanted, options, delivery)
-                works = [
-                    Work(image.pixels, asked.classes, asked.best, asked.versus, options.method, options.layer)
-                    for image, asked in zip(seen, wanted, strict=True)
-                ]
-                done = await model.batcher.submit(works, deadline=deadline)
+                check_effort(seen, plan.wanted, options, plan.delivery)
+                done = await plan.lane.submit(plan.works(seen, abandoned), deadline=deadline)
                 inferred = clock()
                 drawn = await asyncio.gather(
                     *(
-                        self._in_thread(draw, image, item.value, asked, model, options, delivery, abandoned)
-                        for image, item, asked in zip(seen, done, wanted, strict=True)
+                        self._in_thread(draw, image, item.value, asked, model, options, plan.delivery, abandoned)
+                        for image, item, asked in zip(seen, done, plan.wanted, strict=True)
                     )
                 )
-                whole = await self._in_thread(document, drawn, options, delivery) if delivery != "json" else None
+                whole = await self._in_thread(document, drawn, options, plan.delivery)
         except TimeoutError:
             raise DeadlineExceeded("The answer was not ready in time. Try again, with fewer images or classes.") from None
         finally:
@@ -116,7 +108,7 @@ class Explainer:
         stages = {"decode": decoded - started, "queue": queue, "infer": infer, "render": clock() - inferred}
         for stage, seconds in stages.items():
             self._metrics.stage_seconds.labels(stage).observe(seconds)
-        self._metrics.images.labels(model.card.name).inc(len(subjects))
+        self._metrics.images.labels(model.card.name).inc(len(plan.subjects))
         milliseconds = {stage: 1000 * seconds for stage, seconds in stages.items()}
         return Answer(
             model=model.identity,
@@ -127,44 +119,34 @@ class Explainer:
         )
 
     @contextmanager
-    def _admitted(self, model: Model, count: int) -> Iterator[None]:
+    def _admitted(self, plan: Plan) -> Iterator[None]:
         """Refuses early what would find the line full: images being decoded are on their way into it.
 
         Raises:
             Overloaded: more images wait than may.
         """
-        if self._decoding + model.batcher.depth + count > self._settings.max_queue_size:
-            raise Overloaded("Too many images are waiting. Try again later.", retry_after_s=model.batcher.retry_after_s)
+        count = len(plan.subjects)
+        if self._decoding + plan.lane.depth + count > self._settings.max_queue_size:
+            raise Overloaded("Too many images are waiting. Try again later.", retry_after_s=plan.lane.retry_after_s)
         self._decoding += count
         try:
             yield
         finally:
             self._decoding -= count
 
-    async def _decode(self, model: Model, subjects: Sequence[Subject], options: Options) -> list[Seen]:
+    async def _decode(self, plan: Plan) -> list[Seen]:
         """Every subject decoded and prepared; the first that cannot be fails the request and says which it was."""
-        many = len(subjects) > 1
+        count = len(plan.subjects)
 
         async def one(number: int, subject: Subject) -> Seen:
             try:
-                return await self._in_thread(see, subject.data, self._limits, model, options.fit)
+                return await self._in_thread(see, subject.data, self._limits, plan.model, plan.options.fit)
             except ImageError as error:
-                if not many:
+                if count == 1:
                     raise
-                raise type(error)(f"Image {number} of {len(subjects)}: {error.detail}") from error
+                raise type(error)(f"Image {number} of {count}: {error.detail}") from error
 
-        return await asyncio.gather(*(one(number, subject) for number, subject in enumerate(subjects, 1)))
+        return await asyncio.gather(*(one(number, subject) for number, subject in enumerate(plan.subjects, 1)))
 
     async def _in_thread(self, work: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._codecs, work, *args)
-
-
-def _check_one_document(wanted: Sequence[Wanted], options: Options, delivery: Delivery) -> None:
-    explanations = sum(len(asked.classes) or asked.best for asked in wanted)
-    if delivery == "npy" and len(wanted) > 1:
-        raise NotAcceptable("An array answers for one image. Send one image a request, or accept application/json.")
-    if delivery in {"png", "jpeg", "webp"} and explanations > 1 and options.overlay_type != "panel":
-        raise NotAcceptable(
-            f"A picture shows one class of one image, and this request asks for {explanations} explanations. Use "
-            "overlay_type=panel for one sheet with a row each, or accept application/json."
-        )

@@ -62,7 +62,7 @@ class Model:
 
     Attributes:
         spec, fill: how a picture becomes the network's input; the colour of padding is the card's mean.
-        batcher: the worker; started and closed by the registry.
+        batcher, slow_batcher: the workers; started by `start`, ended by `close`.
     """
 
     def __init__(self, card: Card, network: Network, labels: LabelSet, settings: Settings, metrics: Metrics) -> None:
@@ -86,6 +86,10 @@ class Model:
             on_batch=lambda size, seconds: self._observe(metrics, size, seconds),
             on_depth=metrics.queue_depth.labels(card.name).set,
         )
+        # Long methods run one at a time, beside the batches, and step aside for them.
+        self.slow_batcher: Batcher[Work, Outcome] = Batcher(
+            network.run_slowly, name=f"{card.name} slow", max_batch_size=1, max_queue_size=settings.max_queue_size
+        )
 
     @classmethod
     def load(cls, card: Card, device: Device, settings: Settings, metrics: Metrics) -> Model:
@@ -105,10 +109,20 @@ class Model:
         return model
 
     async def start(self) -> None:
-        """Starts the worker and sends one prediction through it."""
+        """Starts the workers and sends one prediction through."""
         await self.batcher.start()
+        await self.slow_batcher.start()
         blank = np.zeros((self.spec.height, self.spec.width, 3), np.uint8)
         await self.batcher.submit([Work(blank)], deadline=asyncio.get_running_loop().time() + 60)
+
+    async def close(self) -> None:
+        """Answers everything accepted, then ends the workers."""
+        await asyncio.gather(self.batcher.close(), self.slow_batcher.close())
+
+    @property
+    def alive(self) -> bool:
+        """Whether the workers are there to answer."""
+        return self.batcher.alive and self.slow_batcher.alive
 
     def wanted(self, targets: Targets, *, explain: bool, most: int) -> Wanted:
         """Which classes an image's targets mean.

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from service.engine.work import Tuning
+
 ColorMap = Literal[
     "none", "autumn", "bone", "jet", "winter", "rainbow", "ocean", "summer", "spring", "cool", "hsv", "pink", "hot", "parula",
     "magma", "inferno", "plasma", "viridis", "cividis", "twilight", "twilight_shifted", "turbo", "deepgreen",
@@ -71,7 +73,33 @@ class Targets(BaseModel):
     )
 
 
-class Options(Targets):
+class Tunings(BaseModel):
+    """Parameters of methods; `GET /methods` tells which method has which, and a parameter that the method lacks is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    eigen_smooth: bool | None = Field(None, description="First principal component of the weighted channels, not their sum.")
+    aug_smooth: bool | None = Field(None, description="Mean over flipped and rescaled inputs.")
+    samples: int | None = Field(None, ge=1, le=10_000, description="Random draws: noise, masks, coalitions.")
+    steps: int | None = Field(None, ge=1, le=1000, description="Points on the path of integration.")
+    noise: float | None = Field(None, ge=0, le=10, allow_inf_nan=False, description="Noise, as a part of the input's range.")
+    window: int | None = Field(None, ge=1, le=1024, description="Side of the square that is covered, in input pixels.")
+    stride: int | None = Field(None, ge=1, le=1024, description="Steps of that square, in input pixels.")
+    segments: int | None = Field(None, ge=2, le=500, description="Superpixels.")
+    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Of everything random: the same request, the same answer.")
+    head_fusion: Literal["mean", "max", "min"] | None = Field(None, description="How attention heads become one.")
+    block: int | None = Field(None, ge=-200, le=200, description="Attention block, from 0; negative counts from the last.")
+    toward: Literal["from_class", "to_class"] | None = Field(None, description="Attention from the class token, or to it.")
+    discard_ratio: float | None = Field(None, ge=0, lt=1, allow_inf_nan=False, description="Lowest part of attention dropped.")
+    rivals: int | None = Field(None, ge=1, le=16, description="How many of the most similar classes to compare with.")
+
+    @property
+    def tuning(self) -> Tuning:
+        """The parameters, as the engine takes them."""
+        return Tuning(**{name: getattr(self, name) for name in Tunings.model_fields})
+
+
+class Options(Targets, Tunings):
     """Every option of /predict and /explain. /predict checks them all and uses `model`, `fit` and `top_k`."""
 
     model: Name | None = Field(None, description="Name of a model card; the first model served if not given.")

@@ -65,7 +65,7 @@ class Registry:
 
     async def close(self) -> None:
         """Answers everything accepted, refuses what comes after, and ends the workers."""
-        await asyncio.gather(*(model.batcher.close() for model in self._models.values()))
+        await asyncio.gather(*(model.close() for model in self._models.values()))
 
     def get(self, name: str | None) -> Model:
         """The model of that name, the first one served if None.
@@ -138,4 +138,4 @@ class Registry:
         log.info("model ready", model=name, seconds=round(loop.time() - started, 2), device=model.network.device)
 
     def _alive(self, name: str) -> bool:
-        return self._states[name] is State.READY and self._models[name].batcher.alive
+        return self._states[name] is State.READY and self._models[name].alive

@@ -168,7 +168,7 @@ def test_a_wrong_layer_lists_those_that_fit(pooled: Network) -> None:
 
 def test_a_wrong_method_lists_those_that_fit(pooled: Network) -> None:
     with pytest.raises(MethodNotApplicable, match="gradcam"):
-        pooled.check_method("tea-leaves")
+        pooled.method("tea-leaves")
 
 
 def test_a_network_that_cannot_be_exported_says_why() -> None:

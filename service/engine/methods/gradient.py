@@ -9,8 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from service.engine.methods.method import Method
+from service.engine.work import Tuning
 
-def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
+
+def gradcam(activations: Tensor, gradients: Tensor, _: Tuning) -> Tensor:
     r"""Grad-CAM: channels weighted by their mean gradient.
 
     .. math:: L = \sum_k w_k A_k, \qquad w_k = \frac{1}{hw} \sum_{ij} G_{kij}
@@ -20,3 +23,15 @@ def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     """
     weights = gradients.mean(dim=(2, 3))
     return torch.einsum("nk,nkhw->nhw", weights, activations)
+
+
+METHODS = (
+    Method(
+        name="gradcam",
+        family="gradient at a layer",
+        cost="head",
+        paper="https://arxiv.org/abs/1610.02391",
+        summary="Channels of a layer weighted by the mean gradient of the class's logit.",
+        cam=gradcam,
+    ),
+)

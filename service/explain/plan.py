@@ -1,0 +1,84 @@
+"""A request understood: model, method, parameters and classes found, and all that can be refused before a byte is decoded."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.engine.methods.method import Method
+from service.engine.work import Outcome, Tuning, Work
+from service.errors import DeadlineExceeded, NotAcceptable
+from service.explain.answer import Delivery, Subject
+from service.explain.batcher import Batcher
+from service.explain.model import Model, Wanted
+from service.explain.options import Options
+from service.explain.seeing import Seen
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request whose model, method and classes have been found."""
+
+    model: Model
+    method: Method
+    tuning: Tuning
+    subjects: tuple[Subject, ...]
+    wanted: tuple[Wanted, ...]
+    options: Options
+    delivery: Delivery
+
+    @property
+    def slow(self) -> bool:
+        """Whether it runs beside the batches, for it takes many passes."""
+        return self.method.cost == "many forwards"
+
+    @property
+    def lane(self) -> Batcher[Work, Outcome]:
+        """The worker that runs it."""
+        return self.model.slow_batcher if self.slow else self.model.batcher
+
+    def works(self, seen: Sequence[Seen], abandoned: threading.Event) -> list[Work]:
+        """What the network is asked; for predictions alone without a layer, so that they share any batch."""
+        return [
+            Work(
+                image.pixels,
+                asked.classes,
+                asked.best,
+                asked.versus,
+                self.method.name,
+                self.options.layer if asked.classes or asked.best else (),
+                self.tuning,
+                abandoned,
+            )
+            for image, asked in zip(seen, self.wanted, strict=True)
+        ]
+
+    def check_delivery(self) -> None:
+        """Refuses to show several explanations as one.
+
+        Raises:
+            NotAcceptable: one picture or array cannot answer this request.
+        """
+        explanations = sum(len(asked.classes) or asked.best for asked in self.wanted)
+        if self.delivery == "npy" and len(self.wanted) > 1:
+            raise NotAcceptable("An array answers for one image. Send one image a request, or accept application/json.")
+        if self.delivery in {"png", "jpeg", "webp"} and explanations > 1 and self.options.overlay_type != "panel":
+            raise NotAcceptable(
+                f"A picture shows one class of one image, and this request asks for {explanations} explanations. Use "
+                "overlay_type=panel for one sheet with a row each, or accept application/json."
+            )
+
+    def check_time(self, left_s: float) -> None:
+        """Refuses at once what could not be ready in time.
+
+        Raises:
+            DeadlineExceeded: the passes that the method needs would take longer than there is time.
+        """
+        passes = sum(self.method.passes(self.tuning) * (len(asked.classes) or asked.best) for asked in self.wanted)
+        needed = passes * self.model.network.seconds_per_image
+        if self.slow and needed > left_s:
+            raise DeadlineExceeded(
+                f"{self.method.name} would need about {needed:.0f} s here, {left_s:.0f} s are left. Ask for fewer samples or "
+                "classes, or have request_timeout_s raised."
+            )
