@@ -1,4 +1,4 @@
-"""The command line: serve the service, explain files without one, list the models. All work is done by the other rooms."""
+"""The command line: serve, explain files without a server, list and measure models. All work is done by the other rooms."""
 
 from __future__ import annotations
 
@@ -69,6 +69,24 @@ def explain(
         fail(error.detail, code=2)
     if unexplained:
         raise typer.Exit(1)
+
+
+@app.command()
+@with_fields("settings", Settings, "models_dir", "device", "precision", "engine", "random_weights", "max_batch_size", "threads")
+def bench(
+    settings: Settings,
+    model: Annotated[str | None, typer.Option(help="Name of a model card; the first served if not given.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Measurements of each kind; medians are shown.")] = 20,
+) -> None:
+    """Measure a model on this machine: how long it takes to load, to predict and to explain."""
+    from service.cli.benchmark import run  # noqa: PLC0415
+
+    try:
+        run(settings.model_copy(update={"models": (model,)}) if model else settings, rounds, out)
+    except ConfigurationError as error:
+        fail(str(error), code=FAILED_START)
+    except CamserveError as error:
+        fail(error.detail, code=1)
 
 
 @app.command()

@@ -1,0 +1,71 @@
+"""``python -m tests.bench``: the table of performance targets, measured side by side with the peers. No network is needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tests.bench import codecs, engine, http, machine, start
+from tests.bench.report import Row, Skipped, table
+from tests.bench.timing import Plan
+
+GROUPS: dict[str, tuple[set[str], Callable[[Plan, set[str]], Iterator[Row | Skipped]]]] = {
+    "codecs": ({"P8"}, codecs.measure),
+    "engine": ({"P1", "P2", "P3"}, engine.measure),
+    "start": ({"P10"}, start.measure),
+    "http": (http.IDS, http.measure),
+}
+KNOWN = set().union(*(ids for ids, _ in GROUPS.values()))
+
+
+def main(
+    rows: Annotated[str, typer.Option(help="Which rows, such as P1,P4; all if not given.")] = "",
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="In two minutes, for a first look; figures scatter.")] = False,
+    rounds: Annotated[int, typer.Option(min=0, max=50, help="Of A B A B; 5 if not given, 2 with --quick.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Write machine, rows and rounds to this file too.")] = None,
+) -> None:
+    """Measures every target of the service and prints the table. Targets are printed, never asserted."""
+    wanted = {name.strip().upper() for name in rows.split(",") if name.strip()} or KNOWN
+    if wanted - KNOWN:
+        raise typer.BadParameter(f"no such row: {', '.join(sorted(wanted - KNOWN))}; there are {', '.join(sorted(KNOWN))}")
+    plan = Plan(rounds or (2 if quick else 5), quick)
+    out = Console(width=None if Console().is_terminal else 200)
+    facts = machine.describe()
+    described = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        described.add_row(name, value)
+    out.print(described)
+    began = time.perf_counter()
+    failed = False
+    done: list[Row | Skipped] = []
+    for name, (ids, measure) in GROUPS.items():
+        if wanted & ids:
+            with out.status(f"measuring {name}: {', '.join(sorted(wanted & ids))}"):
+                try:
+                    for row in measure(plan, wanted):
+                        done.append(row)
+                        out.print(f"[dim]{time.perf_counter() - began:5.0f} s  {row.id} {row.what}[/]")
+                except RuntimeError as error:  # a server that does not start must not cost the rows already measured
+                    failed = True
+                    out.print(f"[red]{name}: {escape(str(error))}[/]", highlight=False)
+    out.print(table(done))
+    met = [row.met for row in done if isinstance(row, Row) and row.met is not None]
+    out.print(f"{sum(met)} of {len(met)} targets met, in {time.perf_counter() - began:.0f} s, {plan.rounds} rounds")
+    if json is not None:
+        documents = [row.document() for row in done if isinstance(row, Row)]
+        json.write_bytes(orjson.dumps({"machine": facts, "rows": documents}, option=orjson.OPT_INDENT_2))
+    if failed:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

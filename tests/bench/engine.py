@@ -1,0 +1,129 @@
+"""P1, P2, P3: the engine alone, in this process. What an explanation costs beside a prediction, and beside other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from service.engine.device import prepare
+from service.engine.network import Network
+from service.engine.work import Outcome, Work
+from service.imaging.heatmap import render_maps
+from service.settings import Settings
+from tests.bench import peers
+from tests.bench.picture import batch
+from tests.bench.report import Row, Side, Target
+from tests.bench.timing import Plan, columns, ratios, rounds, seconds_of
+
+MODEL = "resnet50"
+SPAN_S = 1.2  # of one measurement
+
+
+def measure(plan: Plan, wanted: set[str]) -> Iterator[Row]:
+    """The rows wanted of P1, P2, P3."""
+    if not wanted & {"P1", "P2", "P3"}:
+        return
+    network, module = load(MODEL), peers.loaded(MODEL).module
+    for size in (1, 8):
+        if "P1" in wanted:
+            yield explain_to_predict(network, size, plan)
+        if "P2" in wanted:
+            yield from against_libraries(network, module, size, plan)
+    if "P3" in wanted:
+        yield five_classes(network, plan)
+
+
+def load(name: str) -> Network:
+    """A card's network as the service would load it; random weights where a hub has the real ones."""
+    settings = Settings()
+    return Network.load(peers.card(name), prepare(settings.device, settings.engine_threads), random_weights=True)
+
+
+def pictures(network: Network, size: int) -> NDArray[np.uint8]:
+    """A batch of the network's input size."""
+    return batch(size, network.preprocessing.height, network.preprocessing.width)
+
+
+def explanation(network: Network, size: int) -> Callable[[], list[Outcome]]:
+    """A call that explains the best class of each picture of a batch."""
+    works = [Work(picture, best=1) for picture in pictures(network, size)]
+    return lambda: outcomes(network, works)
+
+
+def outcomes(network: Network, works: list[Work]) -> list[Outcome]:
+    """The network's answers; a failure is not worth timing."""
+    answers = []
+    for answer in network.run(works):
+        if isinstance(answer, Exception):
+            raise answer
+        answers.append(answer)
+    return answers
+
+
+def explain_to_predict(network: Network, size: int, plan: Plan) -> Row:
+    """P1."""
+    predicted = [Work(picture) for picture in pictures(network, size)]
+    sides = {"explain": explanation(network, size), "predict": lambda: outcomes(network, predicted)}
+    took = _interleaved(sides, plan)
+    return Row(
+        "P1",
+        f"explain / predict, {MODEL}, batch {size}, {network.engine} {network.precision}",
+        tuple(ratios(took["explain"], took["predict"])),
+        "x",
+        Target("<=", 1.10),
+        _milliseconds(took),
+    )
+
+
+def against_libraries(network: Network, module: nn.Module, size: int, plan: Plan) -> Iterator[Row]:
+    """P2: from pixels or tensors to maps of the input's size, 0..1; captum stops at the grid."""
+    images = peers.normalised(pictures(network, size), network.preprocessing)
+    layer, input_size = network.default_layers[0], (images.shape[2], images.shape[3])
+    grad_cam, captum = peers.grad_cam(peers.fresh(module), layer), peers.captum(peers.fresh(module), layer)
+    explain = explanation(network, size)
+
+    def camserve() -> object:
+        return [render_maps(outcome.maps, polarity="positive", scale="minmax", input_size=input_size) for outcome in explain()]
+
+    sides = {"camserve": camserve, "pytorch-grad-cam": lambda: grad_cam(images), "captum": lambda: captum(images)}
+    took = _interleaved(sides, plan)
+    bound = 5 if network.precision == "fp32" else 20
+    for peer in ("pytorch-grad-cam", "captum"):
+        yield Row(
+            "P2",
+            f"explanations/s against {peer}, {MODEL}, batch {size}, {network.engine} {network.precision}",
+            tuple(ratios(took[peer], took["camserve"])),
+            "x",
+            Target(">=", bound) if (peer, size) == ("pytorch-grad-cam", 8) else None,
+            _milliseconds({name: took[name] for name in ("camserve", peer)}),
+        )
+
+
+def five_classes(network: Network, plan: Plan) -> Row:
+    """P3."""
+    picture = pictures(network, 1)[0]
+    five, one = [Work(picture, classes=(1, 2, 3, 4, 5))], [Work(picture, classes=(1,))]
+    took = _interleaved({"five": lambda: outcomes(network, five), "one": lambda: outcomes(network, one)}, plan)
+    return Row(
+        "P3",
+        f"five classes / one class of a picture, {MODEL}",
+        tuple(ratios(took["five"], took["one"])),
+        "x",
+        Target("<=", 1.15),
+        _milliseconds(took),
+    )
+
+
+def _interleaved(sides: Mapping[str, Callable[[], object]], plan: Plan) -> dict[str, list[float]]:
+    """Seconds of each side, round by round."""
+    for call in sides.values():
+        call()
+    measures = {name: seconds_of(call, span_s=plan.seconds(SPAN_S)) for name, call in sides.items()}
+    return columns(list(rounds(measures, plan.rounds)))
+
+
+def _milliseconds(took: dict[str, list[float]]) -> tuple[Side, ...]:
+    return tuple(Side(name, tuple(1000 * seconds for seconds in values), "ms") for name, values in took.items())
