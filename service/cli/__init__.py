@@ -1,4 +1,4 @@
-"""The command line: serve the service, explain files without one, list the models. All work is done by the other rooms."""
+"""The command line: serve, explain files without a server, list and measure models. All work is done by the other rooms."""
 
 from __future__ import annotations
 
@@ -72,6 +72,24 @@ def explain(
 
 
 @app.command()
+@with_fields("settings", Settings, "models_dir", "device", "precision", "engine", "random_weights", "max_batch_size", "threads")
+def bench(
+    settings: Settings,
+    model: Annotated[str | None, typer.Option(help="Name of a model card; the first served if not given.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Measurements of each kind; medians are shown.")] = 20,
+) -> None:
+    """Measure a model on this machine: how long it takes to load, to predict and to explain."""
+    from service.cli.benchmark import run  # noqa: PLC0415
+
+    try:
+        run(settings.model_copy(update={"models": (model,)}) if model else settings, rounds, out)
+    except ConfigurationError as error:
+        fail(str(error), code=FAILED_START)
+    except CamserveError as error:
+        fail(error.detail, code=1)
+
+
+@app.command()
 @with_fields("settings", Settings, "models_dir")
 def models(settings: Settings) -> None:
     """List the model cards."""
@@ -82,7 +100,9 @@ def models(settings: Settings) -> None:
     except ConfigurationError as error:
         fail(str(error), code=FAILED_START)
     name = Column("name", no_wrap=True)  # what is typed must be readable, however narrow the terminal
-    table = Table(name, "architecture", "weights", "layer", "description", title=str(settings.models_dir), title_justify="left")
+    table = Table(
+        name, "architecture", "weights", "layer", "description", title=str(settings.models_dir), title_justify="left"
+    )
     for card in cards.values():
         architecture = f"{card.architecture.source} {card.architecture.name}"
         table.add_row(card.name, architecture, str(card.weights), ", ".join(card.explain.layer), card.description)
