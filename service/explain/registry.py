@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 
@@ -73,17 +74,20 @@ class Registry:
         Raises:
             ModelNotFound: there is no such model here.
             NotReady: it is still loading.
-            ModelUnhealthy: its worker has died.
+            ModelUnhealthy: its worker has died, or it could not be loaded.
         """
         name = self._settings.models[0] if name is None else name
-        model = self._models.get(name)
-        if model is not None:
-            if not self._alive(name):
+        if self._alive(name):
+            return self._models[name]
+        match self._states.get(name):
+            case State.READY:
                 raise ModelUnhealthy("This model has stopped working. Try again later.", retry_after_s=5)
-            return model
-        if self._states.get(name) is State.LOADING:
-            raise NotReady("This model is still loading. Try again in a moment; GET /readyz tells when.", retry_after_s=2)
-        raise ModelNotFound(f"No such model is served here. Models served: {', '.join(self._settings.models)}.")
+            case State.FAILED:
+                raise ModelUnhealthy("This model could not be loaded; GET /models tells why.", retry_after_s=5)
+            case State.LOADING:
+                raise NotReady("This model is still loading. Try again in a moment; GET /readyz tells when.", retry_after_s=2)
+            case _:
+                raise ModelNotFound(f"No such model is served here. Models served: {', '.join(self._settings.models)}.")
 
     def describe(self) -> list[ModelInfo]:
         """Every card, those asked for at start first."""
@@ -96,8 +100,10 @@ class Registry:
         Raises:
             ModelNotFound: there is no such card.
         """
-        if name in self._models:
+        if self._alive(name):
             return self._models[name].describe()
+        if self._states.get(name) is State.READY:
+            return replace(self._models[name].describe(), state="failed", error="It has stopped working; see the log.")
         if name not in self._cards:
             raise ModelNotFound(f"There is no such model card. Cards: {', '.join(self._cards)}.")
         card = self._cards[name]
@@ -138,4 +144,4 @@ class Registry:
         log.info("model ready", model=name, seconds=round(loop.time() - started, 2), device=model.network.device)
 
     def _alive(self, name: str) -> bool:
-        return self._states[name] is State.READY and self._models[name].alive
+        return self._states.get(name) is State.READY and self._models[name].alive

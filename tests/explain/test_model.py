@@ -1,0 +1,94 @@
+"""A model read with its labels: probabilities, which classes a request means, cards that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.engine.card import Card
+from service.engine.device import Device
+from service.errors import ClassNotFound, ConfigurationError, ParameterInvalid
+from service.explain.model import Model, Reading, Wanted
+from service.explain.options import Targets
+from service.telemetry import Metrics
+from tests.cards import write_card
+from tests.explain.world import LAYER, load_small, small_model, small_settings
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    return small_model(tmp_path, monkeypatch)
+
+
+def test_as_many_labels_as_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_small(monkeypatch)
+    settings = small_settings(tmp_path)
+    write_card(tmp_path, "tiny", LAYER, labels=9)
+    card = Card.read(tmp_path / "tiny.toml")
+    with pytest.raises(ConfigurationError, match="card tiny: labels: there are 9 labels, but the network has 10 classes"):
+        Model.load(card, Device("cpu"), settings, Metrics())
+
+
+def test_a_card_may_bound_its_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(tmp_path, monkeypatch, ("[explain]", "[runtime]\nmax_batch_size = 3\n[explain]"))
+    assert model.max_batch_size == 3
+
+
+def test_padding_has_the_mean_colour(model: Model) -> None:
+    assert model.fill == (128, 128, 128)
+
+
+def test_probabilities_are_the_softmax(model: Model) -> None:
+    logits = np.array([1000, 1000, 999, -1000, 0, 0, 0, 0, 0, 0], np.float32)
+    reading = Reading(logits, model.labels)
+    found = [reading.of(class_id) for class_id in range(10)]
+    assert sum(one.probability for one in found) == pytest.approx(1)
+    assert found[0].probability == found[1].probability == pytest.approx(np.e * found[2].probability)
+    assert found[3].probability == 0
+    assert (found[2].logit, found[2].label, found[2].wordnet_id) == (999, "class 2", None)
+
+
+def test_the_best_come_best_first_and_ties_in_order_of_their_ids(model: Model) -> None:
+    reading = Reading(np.array([0, 5, 5, 9, 0, 0, 0, 0, 0, 0], np.float32), model.labels)
+    assert [one.class_id for one in reading.best(4)] == [3, 1, 2, 0]
+    assert len(reading.best(99)) == 10
+
+
+@pytest.mark.parametrize(
+    ("targets", "wanted"),
+    [
+        ({}, Wanted((), 1, None, 5)),
+        ({"top_k": 3}, Wanted((), 3, None, 3)),
+        ({"top_k": 400}, Wanted((), 10, None, 10)),
+        ({"class_id": 0}, Wanted((0,), 0, None, 5)),
+        ({"class_id": "7,0", "class_name": ["CLASS 3", "class 0"]}, Wanted((7, 0, 3, 0), 0, None, 5)),
+        ({"class_id": 4, "top_k": 2}, Wanted((4,), 0, None, 2)),
+        ({"versus": 0}, Wanted((), 1, 0, 5)),
+        ({"versus": "0"}, Wanted((), 1, 0, 5)),
+        ({"versus": "class 9"}, Wanted((), 1, 9, 5)),
+    ],
+)
+def test_which_classes_are_meant(model: Model, targets: dict[str, Any], wanted: Wanted) -> None:
+    assert model.wanted(Targets(**targets), explain=True, most=16) == wanted
+
+
+def test_predicting_explains_nothing(model: Model) -> None:
+    assert model.wanted(Targets(class_id=3, top_k=2), explain=False, most=16) == Wanted((), 0, None, 2)
+
+
+@pytest.mark.parametrize("targets", [{"class_id": 10}, {"class_name": "unicorn"}, {"versus": 10}, {"versus": "unicorn"}])
+def test_a_class_that_is_not_there(model: Model, targets: dict[str, Any]) -> None:
+    with pytest.raises(ClassNotFound) as refused:
+        model.wanted(Targets(**targets), explain=True, most=16)
+    assert "unicorn" not in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    "targets", [{"class_id": "1,2,3"}, {"class_id": 1, "class_name": ["class 2", "class 3"]}, {"top_k": 3}]
+)
+def test_too_many_classes_are_no_silent_few(model: Model, targets: dict[str, Any]) -> None:
+    with pytest.raises(ParameterInvalid, match="at most 2 classes"):
+        model.wanted(Targets(**targets), explain=True, most=2)

@@ -1,0 +1,99 @@
+"""A whole explainer around a network of two convolutions: real cards, registry, workers and threads, loaded in no time."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.engine.card import Card
+from service.engine.device import Device
+from service.engine.network import Network
+from service.explain.answer import Answer, Delivery, Subject
+from service.explain.explainer import Explainer
+from service.explain.model import Model
+from service.explain.options import Options
+from service.explain.registry import Registry
+from service.settings import Settings
+from service.telemetry import Metrics
+from tests.cards import CLASSES, write_card
+from tests.networks import Pooled, network, seeded
+
+SIDE = 32  # of the network's input
+LAYER = ('layer = "layer3"', 'layer = "block"')
+
+
+@functools.cache
+def small_network() -> Network:
+    """Its input is 32x32, its layer's grid 8x8; it keeps nothing between calls, so that all tests may share it."""
+    return network(seeded(Pooled, CLASSES), "block", size=SIDE, name="tiny")
+
+
+def small_settings(folder: Path, **settings: Any) -> Settings:
+    """Settings for a folder that has the card `tiny`."""
+    write_card(folder, "tiny", LAYER)
+    given: dict[str, Any] = {"models_dir": folder, "models": ("tiny",)} | settings
+    return Settings(**given)
+
+
+async def until(happened: Callable[[], Awaitable[bool]]) -> None:
+    """Waits, but not for ever."""
+    for _ in range(3000):
+        if await happened():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+def load_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every card with random weights gets the small network instead of its own; others are loaded as ever."""
+    load_really = Network.load
+
+    def load(card: Card, device: Device, *, random_weights: bool = False) -> Network:
+        random = random_weights or card.weights.random is not None
+        return small_network() if random else load_really(card, device, random_weights=random_weights)
+
+    monkeypatch.setattr(Network, "load", load)
+
+
+def small_model(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: tuple[str, str]) -> Model:
+    """The model of a card; its workers are not running."""
+    load_small(monkeypatch)
+    settings = small_settings(folder)
+    write_card(folder, "tiny", LAYER, *changes)
+    return Model.load(Card.read(folder / "tiny.toml"), Device("cpu"), settings, Metrics())
+
+
+@dataclass(frozen=True)
+class World:
+    explainer: Explainer
+    registry: Registry
+    codecs: ThreadPoolExecutor
+    metrics: Metrics
+
+    async def explain(self, *images: bytes, delivery: Delivery = "json", within_s: float = 30, **options: Any) -> Answer:
+        """Every image with the same options."""
+        asked = Options(**options)
+        subjects = [Subject(image, asked.targets) for image in images]
+        return await self.explainer.explain(subjects, asked, delivery, asyncio.get_running_loop().time() + within_s)
+
+
+@asynccontextmanager
+async def world(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> AsyncIterator[World]:
+    """An explainer with the small network, ready."""
+    load_small(monkeypatch)
+    chosen, metrics = small_settings(folder, **settings), Metrics()
+    registry = Registry(chosen, metrics)
+    with ThreadPoolExecutor(2) as codecs:
+        await registry.start()
+        try:
+            yield World(Explainer(registry, chosen, codecs, metrics), registry, codecs, metrics)
+        finally:
+            await registry.close()
