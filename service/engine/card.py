@@ -19,7 +19,8 @@ NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Fit = Literal["crop", "squash", "pad", "native"]
-Triple = tuple[float, float, float]
+Activation = Literal["softmax", "sigmoid"]
+Channels = tuple[float, float, float] | tuple[float]
 
 
 def _one_or_many(value: object) -> object:
@@ -31,22 +32,34 @@ class _Table(BaseModel):
 
 
 class Architecture(_Table):
-    """`source` is the library that builds the network, `name` the network's name there, `args` what else its builder takes."""
+    """`source` is the library that builds the network, `name` the network's name there, `args` what else its builder takes.
 
-    source: Literal["torchvision", "timm"]
-    name: str
+    Source `local` is a saved program, which needs no name.
+    """
+
+    source: Literal["torchvision", "timm", "transformers", "keras", "local"]
+    name: str = ""
     args: dict[str, bool | int | float | str] = {}
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if (self.source == "local") == bool(self.name):
+            raise ValueError("name: give the network's name in its source; source local is a file and has none")
+        return self
 
 
 class Weights(_Table):
     """Where the weights live; exactly one way.
 
-    `name`: the source's own name of hub weights (torchvision: an enum such as IMAGENET1K_V2; timm: a tag such as a1_in1k).
+    `name`: the source's own name of hub weights (torchvision: an enum such as IMAGENET1K_V2; timm: a tag such as a1_in1k;
+    keras: imagenet). `hub` with `revision`: a repository of the Hugging Face hub (transformers, timm) at a commit.
     `file`: a checkpoint beside the card. `package` with `file`: a checkpoint inside an installed Python package.
     `random`: the seed of random weights, for tests and benchmarks.
     """
 
     name: str | None = None
+    hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
     package: str | None = None
     file: str | None = None
     random: int | None = Field(None, ge=0)
@@ -58,13 +71,20 @@ class Weights(_Table):
     def __str__(self) -> str:
         if self.package is not None:
             return f"package {self.package}"
-        return self.file or (f"hub {self.name}" if self.name else f"random {self.random}")
+        return self.file or (f"hub {self.name or self.hub}" if self.from_hub else f"random {self.random}")
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the weights are the library's to fetch."""
+        return self.name is not None or self.hub is not None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        ways = [way for way in ("name", "file", "random") if getattr(self, way) is not None]
+        ways = [way for way in ("name", "hub", "file", "random") if getattr(self, way) is not None]
         if len(ways) != 1:
-            raise ValueError(f"give exactly one of name, file (with or without package) or random; got {ways or 'none'}")
+            raise ValueError(f"give exactly one of name, hub, file (with or without package) or random; got {ways or 'none'}")
+        if (self.hub is None) != (self.revision is None):
+            raise ValueError("hub needs revision, and only hub: the commit, 40 hexadecimal digits; a branch or tag may move")
         if self.package is not None and self.file is None:
             raise ValueError("package needs file: the checkpoint's path inside the package")
         if self.file is not None and self.sha256 is None:
@@ -73,10 +93,16 @@ class Weights(_Table):
 
 
 class Labels(_Table):
-    """`dataset`: names and WordNet ids that come with timm. `file`: one line a class: `label` or `wnid<TAB>label`."""
+    """`dataset`: names and WordNet ids that come with timm. `file`: one line a class: `label` or `wnid<TAB>label`.
+
+    `activation`: how logits become probabilities. `softmax`: one class is true. `sigmoid`: each class is true or not for
+    itself (multi-label). A binary network with one logit is a sigmoid with two labels: class 1 has the logit, class 0 its
+    negative, so each can be explained and the two probabilities add up to one.
+    """
 
     dataset: Literal["imagenet-1k"] | None = None
     file: str | None = None
+    activation: Activation = "softmax"
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -89,15 +115,23 @@ class Preprocess(_Table):
     """How a picture becomes the network's input; what is left out comes from the source's own metadata.
 
     `resize`: short side in pixels before the centre crop. `crop`: side of the network's square input, or [height, width].
-    `mean`, `std`: per channel, for values 0..1.
+    `mean`, `std`: per channel, for values 0..1; of one value each for a network that takes grey pictures, [N, 1, h, w].
     """
 
     resize: int | None = Field(None, ge=8, le=4096)
     crop: int | tuple[int, int] | None = None
     interpolation: Interpolation | None = None
-    mean: Triple | None = None
-    std: Triple | None = None
-    fit: Fit = "crop"
+    mean: Channels | None = None
+    std: Channels | None = None
+    fit: Fit | None = None
+
+    @model_validator(mode="after")
+    def _same_channels(self) -> Self:
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError("mean and std need one value a channel: three each, or one each")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError("std: every value must be above 0")
+        return self
 
 
 class Explain(_Table):

@@ -63,6 +63,8 @@ class Network:
         self.preprocessing = loaded.preprocessing
         self._device = device
         self._module = loaded.module.to(device)
+        self._channels = len(loaded.preprocessing.mean)
+        self._luminance = torch.tensor((0.299, 0.587, 0.114), device=device).view(1, -1, 1, 1)
         self._mean = torch.tensor(loaded.preprocessing.mean, device=device).view(1, -1, 1, 1) * 255
         self._std = torch.tensor(loaded.preprocessing.std, device=device).view(1, -1, 1, 1) * 255
         self._size = (loaded.preprocessing.height, loaded.preprocessing.width)
@@ -71,7 +73,7 @@ class Network:
         self._hurried = 0
         self._splits: OrderedDict[tuple[tuple[int, int], tuple[str, ...]], Split] = OrderedDict()
         self._graphs: OrderedDict[tuple[int, int], NetworkGraph] = OrderedDict()
-        self._graph = export(name, self._module, (3, *self._size))
+        self._graph = export(name, self._module, (self._channels, *self._size))
         self.classes = int(self._graph.logits.meta["val"].shape[1])
         self.layers: dict[str, LayerInfo] = self._graph.layers()
         self.default_layers = tuple(layers)
@@ -169,9 +171,15 @@ class Network:
         )
 
     def _normalised(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """uint8 ``[N, h, w, 3]`` -> float32 ``[N, 3, h, w]`` with the card's mean and standard deviation, on the device."""
+        """uint8 RGB ``[N, h, w, 3]`` -> float32 ``[N, C, h, w]`` with the card's mean and standard deviation, on the device.
+
+        A network of one channel sees the luminance (ITU-R BT.601, as Pillow's "L").
+        """
         images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
-        return images.to(torch.float32, memory_format=torch.contiguous_format).sub_(self._mean).div_(self._std)
+        floats = images.to(torch.float32, memory_format=torch.contiguous_format)
+        if self._channels == 1:
+            floats = (floats * self._luminance).sum(dim=1, keepdim=True)
+        return floats.sub_(self._mean).div_(self._std)
 
     def _split(self, size: tuple[int, int], layers: tuple[str, ...]) -> Split:
         """The network cut at these layers for this picture size; kept, a bounded number of them."""
@@ -183,7 +191,7 @@ class Network:
     def _graph_for(self, size: tuple[int, int]) -> NetworkGraph:
         if size == self._size:
             return self._graph
-        return _kept(self._graphs, KEPT_GRAPHS, size, lambda: export(self.name, self._module, (3, *size)))
+        return _kept(self._graphs, KEPT_GRAPHS, size, lambda: export(self.name, self._module, (self._channels, *size)))
 
 
 K = TypeVar("K", bound=Hashable)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -39,13 +40,11 @@ def checkpoint_path(card: Card) -> Path:
     return path
 
 
-def read_checkpoint(card: Card) -> tuple[StateDict, str]:
-    """A card's checkpoint with the source's parameter names, and its "sha256:..." digest.
-
-    The digest is checked before a byte is parsed, and the file is read as plain tensors only (`weights_only`).
+def checkpoint(card: Card) -> tuple[Path, str]:
+    """A card's checkpoint and its "sha256:..." digest, checked before a byte of it is parsed.
 
     Raises:
-        ConfigurationError: the digest differs or the file is not a plain state dict.
+        ConfigurationError: the file is missing or its digest differs.
     """
     path = checkpoint_path(card)
     with path.open("rb") as file:
@@ -55,8 +54,22 @@ def read_checkpoint(card: Card) -> tuple[StateDict, str]:
             f"card {card.name}: weights.sha256: {path} has {digest}, the card says {card.weights.sha256}; "
             "fetch the file again, or correct the card if the file is the one you mean"
         )
+    return path, f"sha256:{digest}"
+
+
+def read_state(card: Card, path: Path) -> StateDict:
+    """The tensors of a `.safetensors` file or of a PyTorch checkpoint, with the source's parameter names.
+
+    Nothing but tensors is read (`weights_only`), so no code in a file is run.
+
+    Raises:
+        ConfigurationError: the file is not a plain state dict.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            state: object = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ConfigurationError(
             f"card {card.name}: weights.file: {path} is not a plain PyTorch state dict: {error}"
@@ -64,8 +77,8 @@ def read_checkpoint(card: Card) -> tuple[StateDict, str]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigurationError(f"card {card.name}: weights.file: {path} must hold one flat mapping of names to tensors")
     if card.weights.keys == "efficientnet_lite":
-        state = _efficientnet_lite_keys(state)
-    return dict(state), f"sha256:{digest}"
+        return _efficientnet_lite_keys(state)
+    return dict(state)
 
 
 def load_into(card: Card, module: nn.Module, state: Mapping[str, Tensor]) -> None:

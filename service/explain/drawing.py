@@ -35,7 +35,7 @@ def draw(
     seen: Seen, outcome: Outcome, wanted: Wanted, model: Model, options: Options, delivery: Delivery, abandoned: threading.Event
 ) -> Drawn:
     """Draws everything that was asked for of one image; stops between classes when nobody waits any more."""
-    reading = Reading(outcome.logits, model.labels)
+    reading = Reading(outcome.logits, model.labels, model.card.labels.activation)
     predictions = reading.best(wanted.listed)
     if not outcome.classes:
         return Drawn(ImageResult(seen.info, predictions, ()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.card import Card
+from service.engine.card import Activation, Card
 from service.engine.device import Device
 from service.engine.labels import LabelSet, read_labels
 from service.engine.methods import METHODS
@@ -34,16 +34,26 @@ class Wanted:
 
 
 class Reading:
-    """An image's logits, float32 ``[classes]``, read with the model's labels."""
+    """An image's logits, float32 ``[classes]``, read with the model's labels.
 
-    def __init__(self, logits: NDArray[np.float32], labels: LabelSet) -> None:
-        powers = np.exp(logits.astype(np.float64) - logits.max())
-        self._probabilities = powers / powers.sum()
+    Args:
+        logits: of one image.
+        labels: of the model.
+        activation: `softmax`: one of the classes is true; `sigmoid`: each is or is not, for itself.
+    """
+
+    def __init__(self, logits: NDArray[np.float32], labels: LabelSet, activation: Activation = "softmax") -> None:
+        wide = logits.astype(np.float64)
+        if activation == "softmax":
+            powers = np.exp(wide - wide.max())
+            self._probabilities = powers / powers.sum()
+        else:
+            self._probabilities = np.exp(-np.logaddexp(0, -wide))  # 1 / (1 + exp(-z)) that no z overflows
         self._logits = logits
         self._labels = labels
 
     def of(self, class_id: int) -> Prediction:
-        """What the network says of one class; the probability is the softmax over all."""
+        """What the network says of one class."""
         return Prediction(
             class_id,
             self._labels.label(class_id),
@@ -61,7 +71,7 @@ class Model:
     """A network, its labels and its worker.
 
     Attributes:
-        spec, fill: how a picture becomes the network's input; the colour of padding is the card's mean.
+        spec, fit, fill: how a picture becomes the network's input; the colour of padding is the card's mean.
         batcher, slow_batcher: the workers; started by `start`, ended by `close`.
     """
 
@@ -71,7 +81,9 @@ class Model:
         self.labels = labels
         pre = network.preprocessing
         self.spec = InputSpec(pre.height, pre.width, pre.resize, pre.interpolation)
-        red, green, blue = (round(255 * mean) for mean in pre.mean)
+        self.fit = pre.fit
+        red, *others = (round(255 * mean) for mean in pre.mean)
+        green, blue = others or (red, red)
         self.fill = (red, green, blue)
         self.max_batch_size = card.runtime.max_batch_size or settings.max_batch_size
         self.identity = ModelIdentity(
@@ -100,6 +112,11 @@ class Model:
         """
         labels = read_labels(card)
         network = Network.load(card, device, random_weights=settings.random_weights)
+        if network.classes == 1:
+            raise ConfigurationError(
+                f"card {card.name}: labels.activation: the network has one logit, of which a softmax makes 1 whatever it sees; "
+                "say sigmoid, and give two labels: what a low logit means, and what a high one means"
+            )
         if len(labels) != network.classes:
             raise ConfigurationError(
                 f"card {card.name}: labels: there are {len(labels)} labels, but the network has {network.classes} classes"

@@ -79,7 +79,7 @@ def see(data: bytes, limits: Limits, model: Model, fit: Fit | None) -> Seen:
     """
     picture = decode(data, limits)
     height, width, _ = picture.rgb.shape
-    fit = fit or model.card.preprocess.fit
+    fit = fit or model.fit
     if fit == "native" and height * width > MAX_NATIVE_PIXELS:
         raise ParameterInvalid(
             f"fit: native takes pictures of at most {MAX_NATIVE_PIXELS} pixels; this one has {height * width}."

@@ -12,7 +12,6 @@ import torchvision
 
 from service.engine.card import Card, read_cards
 from service.engine.sources import load
-from service.engine.weights import read_checkpoint
 from service.errors import ConfigurationError
 from service.settings import REPOSITORY_MODELS
 from tests.engine.test_card import GOOD, card
@@ -69,7 +68,7 @@ def test_a_flipped_bit_stops_before_the_file_is_parsed(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     (tmp_path / "weights.pth").write_bytes(data)
     with pytest.raises(ConfigurationError, match=r"mine.*weights\.sha256"):
-        read_checkpoint(made)
+        load(made)
 
 
 class Trap:
@@ -85,7 +84,7 @@ class Trap:
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     trap = tmp_path / "sprung"
     with pytest.raises(ConfigurationError, match="plain PyTorch state dict"):
-        read_checkpoint(with_checkpoint(tmp_path, saved(tmp_path, {"a": Trap(trap)})))
+        load(with_checkpoint(tmp_path, saved(tmp_path, {"a": Trap(trap)})))
     assert not trap.exists()
 
 

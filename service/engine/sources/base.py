@@ -1,0 +1,68 @@
+"""What every source of networks gives: a network, and how its pictures are prepared. Knows no library but torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from service.engine.card import Card, Channels, Fit, Interpolation
+
+Logits = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How a picture becomes the network's input.
+
+    Attributes:
+        height: of the input in pixels.
+        width: of the input in pixels.
+        resize: the short side before the centre crop of `height` x `width`.
+        interpolation: of the resizing.
+        mean: per channel, for values 0..1; one value makes a network that sees grey.
+        std: as `mean`.
+        fit: how a picture of another shape is fitted in, where neither card nor request says.
+    """
+
+    height: int
+    width: int
+    resize: int
+    interpolation: Interpolation
+    mean: Channels
+    std: Channels
+    fit: Fit = "crop"
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A network as its source gives it, on the CPU, and that source's own preprocessing."""
+
+    module: nn.Module
+    preprocessing: Preprocessing
+
+
+class Source(Protocol):
+    """One library of networks: a module of this package with these functions.
+
+    Each raises `ConfigurationError` where the card asks for what is not there, and lets the library's own `OSError` and
+    `RuntimeError` through where a hub cannot be reached.
+    """
+
+    def from_architecture(self, card: Card) -> Built:
+        """The network with the weights it is born with, drawn from torch's global generator; nothing is fetched."""
+
+    def from_file(self, card: Card, path: Path) -> Built:
+        """The network with the weights of a file whose digest has been checked."""
+
+    def from_hub(self, card: Card) -> Built:
+        """The network with the weights that the card names, fetched by the library or taken from its cache."""
+
+
+def returning(module: nn.Module, logits: Logits) -> nn.Module:
+    """The same module, whose output goes through `logits` first: a wrapper around it would change every layer's path."""
+    module.register_forward_hook(lambda _module, _inputs, output: logits(output))
+    return module

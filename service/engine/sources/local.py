@@ -1,0 +1,74 @@
+"""A network that is a file: a program saved by `torch.export.save` (`.pt2`), its weights in it.
+
+Such a file is code: reading it may unpickle what is in it, and running it runs what it says. The digest that its card must
+carry is checked first, so what is read is what the operator meant; whether to trust it is the operator's to decide.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from service.engine.card import Card
+from service.engine.sources.base import Built, Preprocessing
+from service.errors import ConfigurationError
+
+
+def from_architecture(card: Card) -> Built:
+    """There is none without the file; see `Source`."""
+    raise _no_file(card)
+
+
+def from_hub(card: Card) -> Built:
+    """There is none; see `Source`."""
+    raise _no_file(card)
+
+
+def from_file(card: Card, path: Path) -> Built:
+    """See `Source`; mean and std are the card's to say, and the size where the program leaves it free.
+
+    Raises:
+        ConfigurationError: the file is not a saved program of one picture tensor, or the card lacks mean or std.
+    """
+    if card.preprocess.mean is None or card.preprocess.std is None:
+        raise ConfigurationError(f"card {card.name}: preprocess: a saved program knows no mean and std; the card must say them")
+    try:
+        program = torch.export.load(path)
+    except Exception as error:
+        raise ConfigurationError(
+            f"card {card.name}: weights.file: {path} is not a program saved by torch.export.save (.pt2): {error}"
+        ) from error
+    height, width = _size(card, program)
+    module: Any = program.module(check_guards=False)
+    assert isinstance(module, nn.Module)
+    return Built(
+        module, Preprocessing(height, width, min(height, width), "bilinear", card.preprocess.mean, card.preprocess.std)
+    )
+
+
+def _size(card: Card, program: torch.export.ExportedProgram) -> tuple[int, int]:
+    """Height and width of the program's picture, or else the card's crop."""
+    names = set(program.graph_signature.user_inputs)
+    shapes = [
+        node.meta["val"].shape
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in names and isinstance(node.meta.get("val"), Tensor)
+    ]
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        raise ConfigurationError(f"card {card.name}: weights.file: the program must take one tensor [N, C, height, width]")
+    height, width = shapes[0][2:]
+    crop = card.preprocess.crop
+    if isinstance(height, int) and isinstance(width, int):
+        return height, width
+    if crop is None:
+        raise ConfigurationError(f"card {card.name}: preprocess.crop: the program takes any size; the card must say one")
+    return (crop, crop) if isinstance(crop, int) else crop
+
+
+def _no_file(card: Card) -> ConfigurationError:
+    return ConfigurationError(
+        f"card {card.name}: weights.file: source local is a saved program; give the .pt2 file and its sha256"
+    )

@@ -1,0 +1,127 @@
+"""Image classifiers of transformers. Nothing is pickled: weights come as safetensors, or as tensors alone.
+
+`[architecture] name` is the library's name of a family ("vit", "swin", "convnext"), `args` what its configuration takes
+besides; weights from a hub, or with a `config.json` beside their file, bring their own configuration and preprocessing.
+The library's own choice of attention is left alone: scaled dot products wherever a family has them, each one node of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import transformers
+from torch import Tensor, nn
+
+from service.engine.card import Card, Fit, Interpolation
+from service.engine.sources.base import Built, Preprocessing, returning
+from service.engine.weights import read_state
+from service.errors import ConfigurationError
+
+# The library is only partly typed.
+_configs: Any = transformers.AutoConfig
+_processors: Any = transformers.AutoImageProcessor
+_classes: Any = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+_processor_classes: Any = transformers.IMAGE_PROCESSOR_MAPPING
+
+RESAMPLING: Final[dict[int, Interpolation]] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # as Pillow counts
+
+
+def from_architecture(card: Card) -> Built:
+    """See `Source`."""
+    config = _config(card)
+    return _built(_class(card, config)._from_config(config), _processor(config))
+
+
+def from_file(card: Card, path: Path) -> Built:
+    """See `Source`; `config.json` and `preprocessor_config.json` beside the file are read where they are there."""
+    config = _config(card, path.parent) if (path.parent / "config.json").is_file() else _config(card)
+    # The library's own loader, not load_state_dict: it maps the parameter names of older versions.
+    module, report = _class(card, config).from_pretrained(
+        None,
+        config=config,
+        state_dict=read_state(card, path),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    _check(card, report)
+    beside = (path.parent / "preprocessor_config.json").is_file()
+    return _built(module, _processors.from_pretrained(path.parent, local_files_only=True) if beside else _processor(config))
+
+
+def from_hub(card: Card) -> Built:
+    """See `Source`; a repository of the hub at a pinned revision, its safetensors."""
+    hub: Any = {"pretrained_model_name_or_path": card.weights.hub, "revision": card.weights.revision}
+    config = _configs.from_pretrained(**hub, **card.architecture.args)
+    module, report = _class(card, config).from_pretrained(
+        **hub,
+        config=config,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    _check(card, report)
+    return _built(module, _processors.from_pretrained(**hub))
+
+
+def _config(card: Card, folder: Path | None = None) -> Any:
+    if folder is not None:
+        return _configs.from_pretrained(folder, local_files_only=True, **card.architecture.args)
+    return _configs.for_model(card.architecture.name, **card.architecture.args)
+
+
+def _class(card: Card, config: Any) -> Any:
+    """The class of image classifiers of a configuration's family, which must be the card's."""
+    if config.model_type != card.architecture.name:
+        raise ConfigurationError(f"card {card.name}: architecture.name: the weights are of the family {config.model_type!r}")
+    if type(config) not in _classes:
+        raise ConfigurationError(f"card {card.name}: architecture.name: {config.model_type} has no image classifier")
+    found = _classes[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _check(card: Card, report: Mapping[str, Any]) -> None:
+    """Holds what was loaded to what was there, as strictly as `load_into`."""
+    faults = [f"{kind}: {name}" for kind in ("missing_keys", "unexpected_keys") for name in sorted(report[kind])]
+    faults += [f"size: {name}" for name, *_ in report["mismatched_keys"]]
+    if faults:
+        raise ConfigurationError(f"card {card.name}: weights do not fit the network: {'; '.join(faults)[:600]}")
+
+
+def _processor(config: Any) -> Any:
+    """What prepares pictures for a family, with its defaults but for the size of a network that takes only one."""
+    family = _processor_classes[type(config)]["pil"]
+    processor, side = family(), getattr(config, "image_size", None)
+    return family(size={"height": side, "width": side}) if side and processor.size.get("height") else processor
+
+
+def _built(module: Any, processor: Any) -> Built:
+    assert isinstance(module, nn.Module)
+    return Built(returning(module, _logits), _preprocessing(processor))
+
+
+def _logits(output: Any) -> Tensor:
+    logits: Tensor = output.logits
+    return logits
+
+
+def _preprocessing(processor: Any) -> Preprocessing:
+    """What an image processor does, in this service's words.
+
+    A size of height and width squashes the whole picture into it; a shortest edge keeps the shape and wants a crop. ConvNeXT's
+    processor crops too, by a ratio, where its edge is shorter than 384.
+    """
+    size, crop, ratio = processor.size, processor.crop_size, getattr(processor, "crop_pct", None)
+    edge: int | None = size.get("shortest_edge")
+    height, width = (edge, edge) if edge else (size.get("height"), size.get("width"))
+    fit: Fit = "crop" if edge else "squash"
+    resize = min(height, width)
+    if edge and ratio:
+        fit, resize = ("crop", int(edge / ratio)) if edge < 384 else ("squash", edge)
+    elif processor.do_center_crop and crop:
+        fit, height, width = "crop", crop["height"], crop["width"]
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    if not processor.do_normalize:
+        mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+    return Preprocessing(height, width, resize, RESAMPLING[int(processor.resample)], mean, std, fit)
