@@ -21,12 +21,15 @@ from torch import Tensor
 
 from service.engine.attribution import Batch, explain_pictures
 from service.engine.card import Card
+from service.engine.examination import evaluate
 from service.engine.graph import NetworkGraph, export
+from service.engine.inspection import inspect, stages
 from service.engine.methods import METHODS
 from service.engine.methods.method import Method
+from service.engine.probe import Probe
 from service.engine.sources import Loaded, load
 from service.engine.split import Split, split
-from service.engine.work import LayerInfo, Outcome, Work
+from service.engine.work import Evaluation, Examination, Inspected, Inspection, LayerInfo, Outcome, Tuning, Work
 from service.errors import ConfigurationError, LayerNotFound, MethodNotApplicable
 
 T = TypeVar("T")
@@ -70,6 +73,7 @@ class Network:
         self._size = (loaded.preprocessing.height, loaded.preprocessing.width)
         self._lock = threading.Lock()
         self._lane = threading.Condition()
+        self._slow = threading.Lock()
         self._hurried = 0
         self._splits: OrderedDict[tuple[tuple[int, int], tuple[str, ...]], Split] = OrderedDict()
         self._graphs: OrderedDict[tuple[int, int], NetworkGraph] = OrderedDict()
@@ -130,7 +134,42 @@ class Network:
 
     def run_slowly(self, works: Sequence[Work]) -> list[Outcome | Exception]:
         """As `run`, for methods of many forward passes: between passes it waits while `run` has something to do."""
-        return self._run(works, self._step_aside)
+        with self._slow:
+            return self._run(works, self._step_aside)
+
+    def examine(self, asked: Examination) -> tuple[Evaluation, ...]:
+        """Measures maps, in many forward passes; waits between them as `run_slowly` does.
+
+        Raises:
+            DeadlineExceeded: nobody waits any more.
+        """
+        images = self._normalised(asked.pixels[None])
+        with self._lock:
+            graph = self._graph_for(asked.pixels.shape[:2])
+        with self._slow:
+            probe = Probe(
+                network=graph,
+                image=images,
+                class_id=0,
+                versus=None,
+                logits=images.new_empty(0),
+                cuts=(),
+                tuning=Tuning(),
+                method="evaluate",
+                abandoned=asked.abandoned,
+                step_aside=self._step_aside,
+            )
+            return evaluate(probe, asked.classes, [torch.from_numpy(heat) for heat in asked.maps], asked.grid)
+
+    def inspect(self, asked: Inspection) -> Inspected:
+        """Looks into layers.
+
+        Raises:
+            InferenceNonFinite: the network's numbers are not finite.
+        """
+        parts = self._split(asked.pixels.shape[:2], asked.layers or stages(self.layers))
+        with self._slow:
+            return inspect(self._normalised(asked.pixels[None]), parts, asked)
 
     def _step_aside(self) -> None:
         with self._lane:

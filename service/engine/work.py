@@ -101,3 +101,139 @@ class LayerInfo:
     name: str
     channels: int
     grid: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """Maps of one image, to be measured against the network.
+
+    Attributes:
+        pixels: uint8 ``[h, w, 3]`` RGB, at the network's input size.
+        classes: class ids.
+        maps: for each class its map as it is drawn, float32 ``[h, w]``.
+        grid: (rows, columns) that the maps were made on.
+        abandoned: as in `Work`.
+    """
+
+    pixels: NDArray[np.uint8]
+    classes: tuple[int, ...]
+    maps: tuple[NDArray[np.float32], ...]
+    grid: tuple[int, int]
+    abandoned: Event = field(default_factory=Event, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Faithfulness:
+    """How one map fares. All probabilities are softmax, of the class explained.
+
+    Attributes:
+        deletion: area under the probability while pixels, by falling heat, are set to each channel's mean; low is good.
+            Petsiuk et al. 2018 (RISE), https://arxiv.org/abs/1806.07421.
+        insertion: the same while they are put into the blurred picture; high is good.
+        average_drop: part of the probability that is lost when the picture is multiplied by the map, of peak 1, 0..1; low is
+            good. Chattopadhay et al. 2018, https://arxiv.org/abs/1710.11063.
+        road: mean over percentages of (probability without the coldest pixels - without the hottest) / 2, the removed ones
+            made up from their neighbours; high is good. Rong et al. 2022, https://arxiv.org/abs/2202.00449; combined as in
+            pytorch-grad-cam's `ROADCombined`.
+        deletion_curve, insertion_curve: probabilities at 0, 1/steps, ... 1 of the pixels.
+        road_most, road_least: without the hottest and without the coldest pixels, for each percentage.
+    """
+
+    deletion: float
+    insertion: float
+    average_drop: float
+    road: float
+    deletion_curve: tuple[float, ...]
+    insertion_curve: tuple[float, ...]
+    road_most: tuple[float, ...]
+    road_least: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A map's faithfulness beside that of a random map and of a bump in the centre.
+
+    Attributes:
+        steps: of the curves.
+        road_percent: of pixels removed.
+        probability: of the class in the whole picture.
+    """
+
+    steps: int
+    road_percent: tuple[int, ...]
+    probability: float
+    map: Faithfulness
+    random: Faithfulness
+    center: Faithfulness
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """One image, to look at what its layers do for a class.
+
+    Attributes:
+        pixels: uint8 ``[h, w, 3]`` RGB, at the network's input size.
+        class_id: the class, or None for the best.
+        versus: class id whose logit is subtracted from the score, or None.
+        layers: module paths; () for a few stages over the depth.
+        channels: how many of the strongest are given.
+        abandoned: as in `Work`.
+    """
+
+    pixels: NDArray[np.uint8]
+    class_id: int | None
+    versus: int | None
+    layers: tuple[str, ...]
+    channels: int
+    abandoned: Event = field(default_factory=Event, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of values between edges; one more edge than counts."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One channel of a layer: `weight` is its mean gradient, as in Grad-CAM, `mean` its mean activation."""
+
+    channel: int
+    weight: float
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerView:
+    """What one layer does for a class.
+
+    Attributes:
+        layer: module path.
+        shape: (channels, rows, columns).
+        activation_min, activation_mean, activation_max: over all channels and cells.
+        gradients: of the score, in every cell of every channel.
+        weights: the gradients' means, one for each channel.
+        strongest: channels by falling magnitude of their weight.
+        maps: activations of the strongest, float32 ``[n, rows, columns]``, in the same order.
+    """
+
+    layer: str
+    shape: tuple[int, int, int]
+    activation_min: float
+    activation_mean: float
+    activation_max: float
+    gradients: Histogram
+    weights: Histogram
+    strongest: tuple[Channel, ...]
+    maps: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What the network said of an image, and what its layers did for `class_id`."""
+
+    logits: NDArray[np.float32]
+    class_id: int
+    layers: tuple[LayerView, ...]
