@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from service.imaging.sheet import GREY, INK, Pen, paste
 
 _MAX_PIXELS: Final = 16_000_000
 _MAX_SIDE: Final = 16_000
 _CELL_WIDTHS: Final = (240, 800)  # pictures are brought into this range
 _TALLEST: Final = 1.5  # a cell's height over its width, at most
 _HEADINGS: Final = ("Picture", "Heatmap", "Overlay")
-_INK, _GREY, _LINE = (26, 26, 26), (118, 118, 118), (222, 222, 222)
 
 # Lengths in pixels before the sheet is scaled to its bound.
 _MARGIN, _GAP, _BETWEEN_ROWS = 28, 14, 26
@@ -57,21 +56,21 @@ def contact_sheet(
     scale = min(1.0, math.sqrt(_MAX_PIXELS / (full_width * full_height)), _MAX_SIDE / full_height)
     # Whole pixels are reached by rounding down, so that the sum of the parts keeps to the bound.
     sheet = Image.new("RGB", (int(full_width * scale), int(full_height * scale)), "white")
-    pen = _Pen(ImageDraw.Draw(sheet), scale)
+    pen = Pen(ImageDraw.Draw(sheet), scale)
     columns = [_MARGIN + index * (width + _GAP) for index in range(3)]
     for left, heading in zip(columns, _HEADINGS, strict=True):
-        pen.write(left, _MARGIN, heading, _HEADING_SIZE, _GREY, width)
+        pen.write(left, _MARGIN, heading, _HEADING_SIZE, GREY, width)
 
     top = float(_MARGIN + _HEADING_HEIGHT)
     for row, height in zip(rows, heights, strict=True):
-        pen.write(_MARGIN, top, row.caption, _CAPTION_SIZE, _INK, full_width - 2 * _MARGIN)
-        pen.write(_MARGIN, top + 29, row.note, _NOTE_SIZE, _GREY, full_width - 2 * _MARGIN)
+        pen.write(_MARGIN, top, row.caption, _CAPTION_SIZE, INK, full_width - 2 * _MARGIN)
+        pen.write(_MARGIN, top + 29, row.note, _NOTE_SIZE, GREY, full_width - 2 * _MARGIN)
         top += _CAPTION_HEIGHT
         for left, picture in zip(columns, (row.rgb, row.heat_rgb, row.overlay_rgb), strict=True):
-            _paste(sheet, picture, left * scale, top * scale, width * scale, height * scale)
+            paste(sheet, picture, left * scale, top * scale, width * scale, height * scale)
         top += height + _BETWEEN_ROWS
     if bar is not None:
-        _paste(
+        paste(
             sheet,
             np.repeat(bar[None], 8, axis=0),
             columns[1] * scale,
@@ -81,43 +80,6 @@ def contact_sheet(
             fill=True,
         )
         low, high = bar_ends
-        pen.write(columns[1], top + _BAR_HEIGHT + 6, low, _NOTE_SIZE, _GREY, width / 2)
-        pen.write(columns[1] + width, top + _BAR_HEIGHT + 6, high, _NOTE_SIZE, _GREY, width / 2, right=True)
+        pen.write(columns[1], top + _BAR_HEIGHT + 6, low, _NOTE_SIZE, GREY, width / 2)
+        pen.write(columns[1] + width, top + _BAR_HEIGHT + 6, high, _NOTE_SIZE, GREY, width / 2, right=True)
     return np.array(sheet)
-
-
-class _Pen:
-    """Writes single lines, cut short where they would leave their place."""
-
-    def __init__(self, draw: ImageDraw.ImageDraw, scale: float) -> None:
-        self._draw, self._scale = draw, scale
-        sizes = {_HEADING_SIZE, _CAPTION_SIZE, _NOTE_SIZE}
-        self._fonts = {size: ImageFont.load_default(max(5.0, size * scale)) for size in sizes}
-
-    def write(
-        self, left: float, top: float, text: str, size: int, ink: tuple[int, int, int], room: float, *, right: bool = False
-    ) -> None:
-        font = self._fonts[size]
-        text = "".join(letter if letter.isprintable() else " " for letter in text)
-        if self._draw.textlength(text, font) > room * self._scale:
-            # As many letters as fit with the dots behind them.
-            lengths = range(1, len(text))
-            count = bisect_right(lengths, room * self._scale, key=lambda end: self._draw.textlength(text[:end] + "…", font))
-            text = text[:count].rstrip() + "…"
-        self._draw.text((left * self._scale, top * self._scale), text, ink, font, anchor="ra" if right else "la")
-
-
-def _paste(
-    sheet: Image.Image, picture: NDArray[np.uint8], left: float, top: float, width: float, height: float, *, fill: bool = False
-) -> None:
-    """Fit a picture into its cell, centred, with a hairline around it; `fill` stretches it."""
-    rows, columns = picture.shape[:2]
-    ratio = min(width / columns, height / rows)
-    size = (max(1, int(width if fill else columns * ratio)), max(1, int(height if fill else rows * ratio)))
-    if size != (columns, rows):
-        shrinks = size[0] < columns
-        picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC), np.uint8)
-    corner = (int(left + (width - size[0]) / 2), int(top + (height - size[1]) / 2))
-    sheet.paste(Image.fromarray(picture), corner)
-    frame = (corner[0] - 1, corner[1] - 1, corner[0] + size[0], corner[1] + size[1])
-    ImageDraw.Draw(sheet).rectangle(frame, outline=_LINE)

@@ -1,0 +1,84 @@
+"""A contact sheet of many small pictures: sections with a title, each a grid of captioned tiles. Knows arrays only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from service.imaging.sheet import GREY, INK, Pen, paste
+
+_MAX_PIXELS: Final = 16_000_000
+_MAX_SIDE: Final = 16_000
+
+# Lengths in pixels before the sheet is scaled to its bound.
+_MARGIN, _GAP, _BETWEEN_SECTIONS = 28, 12, 18
+_TITLE_SIZE, _CAPTION_SIZE, _NOTE_SIZE = 19, 13, 13
+_TITLE_HEIGHT, _CAPTION_HEIGHT = 52, 24
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A picture, uint8 ``[H, W, 3]``, and one line below it."""
+
+    rgb: NDArray[np.uint8]
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A title, a small grey second line, and tiles."""
+
+    title: str
+    note: str
+    tiles: tuple[Tile, ...]
+
+
+def tile_sheet(sections: Sequence[Section], *, columns: int, width: int = 180) -> NDArray[np.uint8]:
+    """Lay the sections out on white, one below the other.
+
+    Args:
+        sections: at least one, each with at least one tile.
+        columns: tiles side by side.
+        width: of a tile in pixels; smaller pictures are enlarged in whole pixels, so that single cells can be seen.
+
+    Returns:
+        uint8 ``[H, W, 3]``; at most 16 megapixels.
+    """
+    heights = [max(width * tile.rgb.shape[0] / tile.rgb.shape[1] for tile in section.tiles) for section in sections]
+    lines = [math.ceil(len(section.tiles) / columns) for section in sections]
+    full_width = 2 * _MARGIN + columns * (width + _GAP) - _GAP
+    full_height = 2 * _MARGIN + sum(
+        _TITLE_HEIGHT + count * (height + _CAPTION_HEIGHT) + _BETWEEN_SECTIONS
+        for height, count in zip(heights, lines, strict=True)
+    )
+    scale = min(1.0, math.sqrt(_MAX_PIXELS / (full_width * full_height)), _MAX_SIDE / full_height)
+    sheet = Image.new("RGB", (int(full_width * scale), int(full_height * scale)), "white")
+    pen = Pen(ImageDraw.Draw(sheet), scale)
+    top = float(_MARGIN)
+    for section, height, count in zip(sections, heights, lines, strict=True):
+        pen.write(_MARGIN, top, section.title, _TITLE_SIZE, INK, full_width - 2 * _MARGIN)
+        pen.write(_MARGIN, top + 26, section.note, _NOTE_SIZE, GREY, full_width - 2 * _MARGIN)
+        top += _TITLE_HEIGHT
+        for place, tile in enumerate(section.tiles):
+            line, column = divmod(place, columns)
+            left, above = _MARGIN + column * (width + _GAP), top + line * (height + _CAPTION_HEIGHT)
+            paste(sheet, _enlarged(tile.rgb, width), left * scale, above * scale, width * scale, height * scale)
+            pen.write(left, above + height + 5, tile.caption, _CAPTION_SIZE, INK, width)
+        top += count * (height + _CAPTION_HEIGHT) + _BETWEEN_SECTIONS
+    return np.array(sheet)
+
+
+def _enlarged(rgb: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """A picture smaller than its cell, by a whole factor and without smoothing."""
+    if rgb.shape[1] >= width:
+        return rgb
+    factor = math.ceil(width / rgb.shape[1])
+    size = (rgb.shape[1] * factor, rgb.shape[0] * factor)
+    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_NEAREST), np.uint8)
