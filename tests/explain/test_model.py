@@ -18,11 +18,6 @@ from tests.cards import write_card
 from tests.explain.world import LAYER, load_small, small_model, small_settings
 
 
-@pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
-    return small_model(tmp_path, monkeypatch)
-
-
 def test_as_many_labels_as_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_small(monkeypatch)
     settings = small_settings(tmp_path)
