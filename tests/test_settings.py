@@ -1,0 +1,96 @@
+"""Settings from the environment and from arguments: how they are written, what is refused, what stays secret."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the environment that the tests run in."""
+    for name in [name for name in os.environ if name.startswith("CAMSERVE_")]:
+        monkeypatch.delenv(name)
+
+
+def test_the_defaults_are_the_contract() -> None:
+    settings = Settings()
+    assert settings.models == ("efficientnet_lite0",)
+    assert (settings.max_body_bytes, settings.max_image_pixels) == (10 * 1024 * 1024, 50_000_000)
+    assert (settings.max_images_per_request, settings.max_classes_per_image) == (16, 16)
+    assert (settings.models_dir / "efficientnet_lite0.toml").is_file()
+    assert settings.host == "127.0.0.1"
+    assert not settings.random_weights
+
+
+@pytest.mark.parametrize(
+    ("written", "found"), [("a", ("a",)), ("a,b", ("a", "b")), (" b , a ,", ("b", "a")), ("", ("efficientnet_lite0",))]
+)
+def test_lists_are_written_with_commas(monkeypatch: pytest.MonkeyPatch, written: str, found: tuple[str, ...]) -> None:
+    monkeypatch.setenv("CAMSERVE_MODELS", written)
+    assert Settings().models == found
+
+
+def test_arguments_are_stronger_than_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMSERVE_PORT", "9000")
+    monkeypatch.setenv("CAMSERVE_MAX_BATCH_SIZE", "")
+    assert (Settings().port, Settings().max_batch_size) == (9000, 8)
+    assert Settings(port=9001).port == 9001
+    assert Settings(models=("a", "b,c")).models == ("a", "b", "c")
+
+
+def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMSERVE_API_KEYS", "first-secret,second-secret")
+    settings = Settings()
+    assert [key.get_secret_value() for key in settings.api_keys] == ["first-secret", "second-secret"]
+    assert "secret" not in repr(settings).replace("SecretStr", "")
+    assert "secret" not in settings.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "65536"), ("port", "http"), ("device", "gpu"), ("device", "cuda:"), ("max_batch_size", "0"),
+        ("max_image_pixels", "63"), ("request_timeout_s", "0"), ("log_format", "xml"), ("log_level", "loud"),
+        ("models", ","), ("models", "a,a"), ("random_weights", "perhaps"), ("threads", "-1"), ("max_images_per_request", "257"),
+        ("max_queue_size", "15"),
+    ],
+)  # fmt: skip
+def test_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"CAMSERVE_{name.upper()}", value)
+    with pytest.raises(ValidationError, match=name):
+        Settings()
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(Settings(), "port", 1)  # noqa: B010 (to a type checker it is as wrong as it is meant to be)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_network_and_codecs_share_the_cores(threads: int) -> None:
+    settings = Settings(threads=threads)
+    assert settings.cores == threads
+    assert 1 <= settings.engine_threads <= threads
+    assert 2 <= settings.codec_threads <= max(2, threads)
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("max 100000\n", 4), ("150000 100000", 2), ("50000 100000", 1), ("900000 100000", 4), ("odd", 4), (None, 4)],
+)
+def test_a_containers_quota_counts(monkeypatch: pytest.MonkeyPatch, quota: str | None, cores: int) -> None:
+    def read_text(path: Path, encoding: str) -> str:
+        assert str(path) == "/sys/fs/cgroup/cpu.max"
+        if quota is None:
+            raise FileNotFoundError
+        return quota
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert Settings().cores == cores
