@@ -1,0 +1,147 @@
+"""Guided backpropagation: gradients that only what speaks for the class may pass, on a rewritten copy of the graph.
+
+No hooks: the copy has a gate before every rectifier, and shares the network's parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from service.engine.graph import NetworkGraph
+from service.engine.methods.gradient import gradcam
+from service.engine.methods.method import NO_PARAMETERS, Method
+from service.engine.methods.saliency import GRADIENT_COST
+from service.engine.probe import Cut, Probe
+from service.errors import MethodNotApplicable
+
+_aten = torch.ops.aten
+RECTIFIERS = {
+    _aten.relu.default,
+    _aten.relu6.default,
+    _aten.hardtanh.default,  # ReLU6, once exported
+    _aten.leaky_relu.default,
+    _aten.elu.default,
+    _aten.gelu.default,
+    _aten.silu.default,
+    _aten.hardswish.default,
+    _aten.mish.default,
+}
+
+
+def guided_backprop(p: Probe) -> tuple[Tensor]:
+    r"""Guided backpropagation: the gradient, stripped of what is negative behind every rectifier, added over the channels.
+
+    .. math:: L_{ij} = \sum_c R_{cij}, \qquad R^l = \max(0, f'(a^l) R^{l+1}) \text{ at every rectifier } f
+
+    Springenberg et al. 2014, https://arxiv.org/abs/1412.6806, section 3.4. For ReLU this is captum's `GuidedBackprop`, added
+    over the channels. captum leaves all but ReLU alone; here its rule holds for ReLU6, GELU, SiLU and their like too, for
+    otherwise the map of a network without ReLU would be the plain gradient under another name.
+
+    It largely repaints the picture's edges whatever the class and the weights: Adebayo et al. 2018,
+    https://arxiv.org/abs/1810.03292, and Nie et al. 2018, https://arxiv.org/abs/1805.07039.
+
+    Raises:
+        MethodNotApplicable: the network has no rectifier.
+    """
+    return (_guided(p).sum(0),)
+
+
+def guided_gradcam(p: Probe) -> tuple[Tensor, ...]:
+    r"""Guided Grad-CAM: guided backpropagation where Grad-CAM is positive.
+
+    .. math:: L = \Big(\sum_c R_c\Big) \cdot \mathrm{up}(\max(0, L^{\mathrm{gradcam}}))
+
+    Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391, section 3.2. A map ``[H, W]`` for each layer; `up` is bilinear
+    with half-pixel centres, as captum's `GuidedGradCam` with `interpolate_mode="bilinear"`. What holds for guided
+    backpropagation holds here too.
+
+    Raises:
+        MethodNotApplicable: the network has no rectifier.
+    """
+    fine = _guided(p).sum(0)
+    return tuple(fine * _coarse(p, cut, fine.shape) for cut in p.cuts)
+
+
+def _guided(p: Probe) -> Tensor:
+    """``[C, H, W]``."""
+    return replace(p, network=guide(p.network)).gradient(p.image)[0]
+
+
+def _coarse(p: Probe, cut: Cut, size: torch.Size) -> Tensor:
+    """The positive part of Grad-CAM at a cut, at the input's size."""
+    leaf = cut.activations.requires_grad_()
+    with torch.enable_grad():
+        score = p.score(cut.logits(leaf)).sum()
+    (gradients,) = torch.autograd.grad(score, leaf)
+    grid = gradcam(leaf.detach(), gradients, NO_PARAMETERS).relu()
+    return nn.functional.interpolate(grid[None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
+
+
+class _Gate(torch.autograd.Function):
+    """The identity, whose gradient is never negative."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:  # noqa: ARG004 (autograd's signature)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+        return gradients[0].clamp(min=0)
+
+
+def gated(value: Tensor) -> Tensor:
+    """What stands before a rectifier in a guided graph."""
+    passed: Tensor = _Gate.apply(value)
+    return passed
+
+
+def guide(network: NetworkGraph) -> NetworkGraph:
+    """A copy of the network with a gate before every rectifier; its parameters are the network's own.
+
+    Raises:
+        MethodNotApplicable: there is none.
+    """
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    result = graph.graph_copy(network.module.graph, env)
+    graph.output(result)
+    rectifiers = [node for node in graph.nodes if node.op == "call_function" and node.target in RECTIFIERS]
+    if not rectifiers:
+        raise MethodNotApplicable("method: guided backpropagation needs a network with ReLU or its like; this one has none.")
+    for node in rectifiers:
+        with graph.inserting_before(node):
+            node.replace_input_with(node.args[0], graph.call_function(gated, (node.args[0],)))
+    return replace(network, module=fx.GraphModule(network.module, graph), image=env[network.image], logits=env[network.logits])
+
+
+METHODS = (
+    Method(
+        name="guided_backprop",
+        family="input gradient",
+        cost="forward",
+        paper="https://arxiv.org/abs/1412.6806",
+        summary=(
+            "Gradient of which every rectifier lets only the positive part pass. Known to fail the sanity check of Adebayo "
+            "2018: it shows the picture's edges, hardly what the network learned."
+        ),
+        explore=guided_backprop,
+        layered=False,
+        passes=lambda _: GRADIENT_COST,
+    ),
+    Method(
+        name="guided_gradcam",
+        family="input gradient",
+        cost="forward",
+        paper="https://arxiv.org/abs/1610.02391",
+        summary=(
+            "Guided backpropagation where Grad-CAM is positive. Its detail is guided backpropagation's, which is known to fail "
+            "the sanity check of Adebayo 2018."
+        ),
+        explore=guided_gradcam,
+        passes=lambda _: GRADIENT_COST + 1,
+    ),
+)

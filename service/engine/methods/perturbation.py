@@ -1,0 +1,173 @@
+"""Cover parts of the picture and look what becomes of the score: maps from forward passes of the whole network, no gradient.
+
+The score is a raw logit, or a difference of two. What is covered becomes 0 in normalised units: the mean colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from service.engine.methods.method import Method
+from service.engine.probe import WHOLE_ROWS, Cut, Probe
+from service.engine.work import Tuning
+from service.errors import ParameterInvalid
+
+SHOWN = 0.5  # share of a RISE mask's cells that stay visible
+CELLS = 7  # of a RISE mask, on a side
+USUAL_SIDE = 224  # of an input, to weigh occlusion before the picture is known
+
+
+def scorecam(p: Probe) -> tuple[Tensor, ...]:
+    r"""Score-CAM: every channel weighted by the score of the picture seen through it.
+
+    .. math:: L = \sum_k \mathrm{softmax}_k\big(s(x \odot \mathrm{minmax}(\mathrm{up}(A_k)))\big) A_k
+
+    Wang et al. 2020, https://arxiv.org/abs/1910.01279. A map ``[h, w]`` for each layer's A ``[K, h, w]``. Convention of
+    pytorch-grad-cam 1.5's `ScoreCAM`: `up` is bilinear with aligned corners, minmax has eps 1e-8, the softmax is over the raw
+    scores (the paper subtracts that of a blank picture from each, which a softmax does not see).
+
+    Where the layer has more channels than `samples`, only those take part that vary most over the grid; the others count as
+    absent. That is the faster Score-CAM of tf-keras-vis (`max_N`). With `samples` at least K it is pytorch-grad-cam's map.
+    """
+    return tuple(_scorecam(p, cut) for cut in p.cuts)
+
+
+def _scorecam(p: Probe, cut: Cut) -> Tensor:
+    channels = cut.activations[0]
+    samples = p.tuning.samples
+    assert samples is not None
+    if samples < len(channels):
+        channels = channels[channels.flatten(1).var(1).topk(samples).indices]
+    size = tuple(p.image.shape[2:])
+
+    def seen_through(some: Tensor) -> Tensor:
+        masks = nn.functional.interpolate(some[None], size=size, mode="bilinear", align_corners=True)[0]
+        low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
+        return p.score(p.whole(p.image * ((masks - low) / (high - low + 1e-8))[:, None]))
+
+    weights = p.chunked(seen_through, channels, WHOLE_ROWS).softmax(0)
+    return torch.einsum("k,khw->hw", weights, channels)
+
+
+def rise(p: Probe) -> tuple[Tensor]:
+    r"""RISE: random masks, each weighted by the score of what it leaves visible.
+
+    .. math:: L_{ij} = \frac{1}{n p} \sum_k (s(x \odot M_k) - \bar s) M_{kij}
+
+    Petsiuk et al. 2018, https://arxiv.org/abs/1806.07421. Masks as in the paper: cells of a 7x7 grid are shown with p = 0.5,
+    enlarged bilinearly to one cell more than the picture and shifted at random. The paper weighs masks by the class's
+    probability; here the score is a logit, as everywhere in this service, and its mean over the masks is subtracted: the map
+    that remains is the same up to a constant in the limit, less noisy for few masks, and signed: above 0 is what raises the
+    score. n is `samples`.
+    """
+    samples = p.tuning.samples
+    assert samples is not None
+    generator = p.generator
+    shown = torch.rand(samples, 1, CELLS + 1, CELLS + 1, generator=generator) < SHOWN
+    height, width = p.image.shape[2:]
+    cell = (-(-height // CELLS), -(-width // CELLS))
+    shifts = torch.stack([torch.randint(0, side, (samples,), generator=generator) for side in cell], 1)
+
+    def masks(numbers: Tensor) -> Tensor:
+        large = nn.functional.interpolate(
+            shown[numbers].to(p.image),
+            size=((CELLS + 1) * cell[0], (CELLS + 1) * cell[1]),
+            mode="bilinear",
+            align_corners=False,
+        )
+        return torch.stack(
+            [
+                mask[:, top : top + height, left : left + width]
+                for mask, (top, left) in zip(large, shifts[numbers].tolist(), strict=True)
+            ]
+        )
+
+    numbers = torch.arange(samples)
+    scores = p.chunked(lambda some: p.score(p.whole(p.image * masks(some))), numbers, WHOLE_ROWS)
+    weights = (scores - scores.mean()) / (samples * SHOWN)
+    total = torch.zeros_like(p.image[0, 0])
+    for some in torch.split(numbers, WHOLE_ROWS):  # made again: all masks together may not fit into memory
+        total += torch.einsum("n,nhw->hw", weights[some.to(weights.device)], masks(some)[:, 0])
+    return (total,)
+
+
+def occlusion(p: Probe) -> tuple[Tensor]:
+    r"""Occlusion: how much score is lost when a square is covered.
+
+    .. math:: L_{ij} = \frac{1}{|W_{ij}|} \sum_{w \in W_{ij}} (s(x) - s(x \text{ with square } w \text{ covered}))
+
+    Zeiler and Fergus 2013, https://arxiv.org/abs/1311.2901, section 4.2. W_ij are the squares that cover the pixel. captum's
+    `Occlusion` with baseline 0: squares of `window` pixels every `stride` pixels, the last of a row cut off at the border.
+
+    Raises:
+        ParameterInvalid: the stride leaves pixels between the squares.
+    """
+    window, stride = p.tuning.window, p.tuning.stride
+    assert window is not None
+    assert stride is not None
+    if stride > window:
+        raise ParameterInvalid("stride: must not be larger than window, or pixels between the squares are never covered.")
+    height, width = p.image.shape[2:]
+    squares = torch.tensor([(top, left) for top in _starts(height, window, stride) for left in _starts(width, window, stride)])
+
+    def covered(some: Tensor) -> Tensor:
+        images = p.image.repeat(len(some), 1, 1, 1)
+        for image, (top, left) in zip(images, some.tolist(), strict=True):
+            image[:, top : top + window, left : left + window] = 0
+        return p.score(p.whole(images))
+
+    lost = (p.score(p.logits[None]) - p.chunked(covered, squares, WHOLE_ROWS)).tolist()
+    total, count = torch.zeros_like(p.image[0, 0]), torch.zeros_like(p.image[0, 0])
+    for loss, (top, left) in zip(lost, squares.tolist(), strict=True):
+        total[top : top + window, left : left + window] += loss
+        count[top : top + window, left : left + window] += 1
+    return (total / count,)
+
+
+def _starts(side: int, window: int, stride: int) -> Iterator[int]:
+    """Where squares begin, until one reaches the border."""
+    return iter(range(0, max(0, side - window) + stride, stride))
+
+
+def _squares(tuning: Tuning) -> int:
+    """How many squares an input of the usual size has."""
+    return len(list(_starts(USUAL_SIDE, tuning.window or 1, tuning.stride or 1))) ** 2
+
+
+METHODS = (
+    Method(
+        name="scorecam",
+        family="perturbation",
+        cost="many forwards",
+        paper="https://arxiv.org/abs/1910.01279",
+        summary="Channels of a layer weighted by the logit of the picture seen through each; `samples` bounds how many.",
+        defaults=Tuning(samples=128),
+        explore=scorecam,
+        passes=lambda tuning: tuning.samples or 0,
+    ),
+    Method(
+        name="rise",
+        family="perturbation",
+        cost="many forwards",
+        paper="https://arxiv.org/abs/1806.07421",
+        summary="Random masks weighted by the class's logit of what each leaves visible.",
+        defaults=Tuning(samples=128, seed=0),
+        explore=rise,
+        layered=False,
+        passes=lambda tuning: tuning.samples or 0,
+    ),
+    Method(
+        name="occlusion",
+        family="perturbation",
+        cost="many forwards",
+        paper="https://arxiv.org/abs/1311.2901",
+        summary="How much of the class's logit is lost when a square of the picture is covered with the mean colour.",
+        defaults=Tuning(window=48, stride=24),
+        explore=occlusion,
+        layered=False,
+        passes=_squares,
+    ),
+)
