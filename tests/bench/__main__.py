@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from service.settings import Settings
 from tests.bench import codecs, engine, http, machine, start
 from tests.bench.report import Row, Skipped, table
 from tests.bench.timing import Plan
@@ -44,6 +46,10 @@ def main(
     for name, value in facts.items():
         described.add_row(name, value)
     out.print(described)
+    if os.getloadavg()[0] > Settings().cores / 2:
+        out.print(
+            "[yellow]the machine is busy: an OpenMP thread that waits for its turn slows the whole network, on every side[/]"
+        )
     began = time.perf_counter()
     failed = False
     done: list[Row | Skipped] = []

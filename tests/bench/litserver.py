@@ -4,8 +4,7 @@ Run as ``python -m tests.bench.litserver --model NAME --port N``. LitServe is no
 where it is not installed.
 """
 
-from __future__ import annotations
-
+# No postponed annotations here: LitServe reads them to learn what a request is.
 import importlib
 import io
 from typing import Any
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 import typer
-from fastapi import Response, UploadFile
+from fastapi import Request, Response, UploadFile
 from PIL import Image
 from pytorch_grad_cam.utils.image import show_cam_on_image
 
@@ -36,7 +35,7 @@ class Explain(litserve.LitAPI):  # type: ignore[misc] # its base is only known w
     def setup(self, device: object) -> None:  # noqa: ARG002 (LitServe calls it so)
         self.tutorial = Tutorial(self.name)
 
-    def decode_request(self, request: Any) -> Any:
+    def decode_request(self, request: Request) -> Any:
         file: UploadFile = request["file"]
         image = Image.open(io.BytesIO(file.file.read())).convert("RGB")
         return image, self.tutorial.transform(image)

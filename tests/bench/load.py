@@ -22,8 +22,7 @@ from pathlib import Path
 import orjson
 import uvloop
 
-from tests.bench.machine import REPOSITORY
-from tests.bench.processes import HOST
+from tests.bench.processes import HOST, REPOSITORY
 
 ANSWER_S = 60.0  # longest wait for one answer
 MAX_REQUESTS = 100_000

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from service.settings import Settings
+from tests.bench.processes import REPOSITORY
 
 PACKAGES = (
     "camserve", "torch", "torchvision", "timm", "openvino", "grad-cam", "captum", "litserve", "numpy", "pillow",
     "opencv-python-headless", "isal",
 )  # fmt: skip
 UNITS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8")
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def describe() -> dict[str, str]:

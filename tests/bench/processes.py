@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
-from tests.bench.machine import REPOSITORY
-
 HOST = "127.0.0.1"
+REPOSITORY = Path(__file__).resolve().parents[2]
 START_S = 180.0
 POLL_S = 0.02
 
