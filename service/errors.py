@@ -61,6 +61,10 @@ class AuthInvalid(RequestError):
     status, code, title = HTTPStatus.UNAUTHORIZED, "auth_invalid", "API key not accepted"
 
 
+class Forbidden(RequestError):
+    status, code, title = HTTPStatus.FORBIDDEN, "forbidden", "Forbidden"
+
+
 class NotFound(RequestError):
     status, code, title = HTTPStatus.NOT_FOUND, "not_found", "Not found"
 

@@ -29,6 +29,8 @@ CURL: Final = {
     "GET /models": "curl localhost:8000/models",
     "GET /models/{model}": "curl localhost:8000/models/efficientnet_lite0",
     "GET /methods": "curl localhost:8000/methods",
+    "POST /admin/models/{model}/load": "curl -X POST -H 'X-API-Key: <admin key>' localhost:8000/admin/models/resnet50/load",
+    "POST /admin/models/{model}/unload": "curl -X POST -H 'X-API-Key: <admin key>' localhost:8000/admin/models/resnet50/unload",
     "GET /": "curl localhost:8000/",
     "GET /livez": "curl localhost:8000/livez",
     "GET /readyz": "curl --fail localhost:8000/readyz",

@@ -66,6 +66,7 @@ class Settings(BaseSettings):
         0, ge=0, le=1024, description="Cores to share between network and codecs; 0 takes what the process may use."
     )
     api_keys: Secrets = Field((), description="Accepted API keys; empty leaves the service open.")
+    admin_keys: Secrets = Field((), description="Keys that may load and unload models; empty leaves that off.")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto is console on a terminal, else json.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -5,8 +5,6 @@ All are plain ASGI and never touch a body, so nothing is read for a client that 
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
 import uuid
 from collections.abc import Sequence
@@ -18,15 +16,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.keys import Keys, refusal
 from service.api.problems import internal_error, problem_response
 from service.api.record import Record, record_of
-from service.errors import AuthInvalid, AuthRequired
 from service.telemetry import Metrics
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 TRACE_PARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 # Whoever asks these may not have a key: balancers and orchestrators.
 PUBLIC_PATHS: Final = frozenset({"/livez", "/readyz", "/healthz", "/health", "/ping"})
+ADMIN_PATHS: Final = "/admin/"
 QUIET_ROUTES: Final = PUBLIC_PATHS | {"/metrics"}
 
 log = structlog.get_logger("service.api.requests")
@@ -121,38 +120,24 @@ class RequestContext:
 
 
 class ApiKeys:
-    """With keys set, every path but the probes wants one: `Authorization: Bearer <key>` or `X-API-Key: <key>`."""
+    """With keys set, every path but the probes wants one: `Authorization: Bearer <key>` or `X-API-Key: <key>`.
+
+    What lies under /admin wants an operator's key, which it asks for itself.
+    """
 
     def __init__(self, app: ASGIApp, keys: Sequence[SecretStr]) -> None:
         self.app = app
-        self._digests = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in keys]
+        self._keys = Keys(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 401."""
-        if scope["type"] != "http" or not self._digests or scope["path"] in PUBLIC_PATHS:
+        if scope["type"] != "http" or not self._keys or scope["path"] in PUBLIC_PATHS or scope["path"].startswith(ADMIN_PATHS):
             await self.app(scope, receive, send)
             return
-        given = _given_keys(Headers(scope=scope))
-        if any([self._known(key) for key in given]):  # noqa: C419 # a list: every key is compared, whichever fits
+        headers = Headers(scope=scope)
+        if self._keys.open(headers):
             await self.app(scope, receive, send)
             return
-        if given:
-            error: AuthRequired | AuthInvalid = AuthInvalid("This API key is not accepted.")
-            challenge = 'Bearer realm="camserve", error="invalid_token"'
-        else:
-            error = AuthRequired("Send an API key: Authorization: Bearer <key>, or X-API-Key: <key>.")
-            challenge = 'Bearer realm="camserve"'
-        record = record_of(scope)
+        error, record = refusal(headers), record_of(scope)
         record.code = error.code
-        await problem_response(error, record.id, {"WWW-Authenticate": challenge})(scope, receive, send)
-
-    def _known(self, key: bytes) -> bool:
-        # Digests have one length, so the time tells neither a key's length nor how much of it fits.
-        digest = hashlib.sha256(key).digest()
-        return any([hmac.compare_digest(digest, known) for known in self._digests])  # noqa: C419 # no early exit
-
-
-def _given_keys(headers: Headers) -> list[bytes]:
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    keys = [token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "").strip()]
-    return [key.encode("latin-1") for key in keys if key]  # a header's bytes, as Starlette decoded them
+        await problem_response(error, record.id)(scope, receive, send)

@@ -20,6 +20,8 @@ from starlette.responses import Response
 from service.api.parameters import validation_detail
 from service.api.record import record_of
 from service.errors import (
+    AuthInvalid,
+    AuthRequired,
     CamserveError,
     MethodNotAllowed,
     NotFound,
@@ -56,6 +58,9 @@ def problem_response(error: CamserveError, request_id: str, headers: Mapping[str
     if error.status in RETRY_STATUSES:
         seconds = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
         extra["Retry-After"] = str(max(1, math.ceil(seconds)))
+    if isinstance(error, (AuthRequired, AuthInvalid)):
+        wrong = ', error="invalid_token"' if isinstance(error, AuthInvalid) else ""
+        extra["WWW-Authenticate"] = f'Bearer realm="camserve"{wrong}'
     if isinstance(error, PayloadTooLarge):
         extra["Connection"] = "close"  # the rest of the body is not worth reading
     return Response(orjson.dumps(body), int(error.status), extra, MEDIA_TYPE)

@@ -110,7 +110,7 @@ async def _answer(request: Request, model: str | None, *, explaining: bool) -> R
             upload = await read_upload(request, state.settings)
             options = _with_model(upload.options, model)
             name = options.model or state.settings.models[0]
-            record.model = name if name in state.settings.models else ""
+            record.model = name if name in state.registry else ""
             offers = negotiation.EXPLAIN if explaining else negotiation.PREDICT
             delivery = negotiation.negotiate(request.headers.get("accept"), options.format, offers)
             if explaining:

@@ -1,6 +1,10 @@
-"""Where the networks run and with how many threads: decided once, at start."""
+"""Where the networks run and with how many threads: decided once, at start. And how what a network held is given back."""
 
 from __future__ import annotations
+
+import ctypes
+import gc
+import sys
 
 import torch
 
@@ -30,3 +34,17 @@ def prepare(device: str, threads: int) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return chosen
+
+
+def give_back() -> None:
+    """Returns to the system what networks that are gone have held.
+
+    An exported graph is full of cycles, so it takes the collector to free it; glibc keeps freed memory until it is told.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)

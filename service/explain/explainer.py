@@ -85,7 +85,7 @@ class Explainer:
         started = clock()
         abandoned = threading.Event()
         try:
-            async with asyncio.timeout_at(deadline):
+            async with model.in_use(), asyncio.timeout_at(deadline):
                 plan.check_time(deadline - asyncio.get_running_loop().time())
                 with self._admitted(plan):
                     seen = await self._decode(plan)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +100,8 @@ class Model:
             on_batch=lambda size, seconds: self._observe(metrics, size, seconds),
             on_depth=metrics.queue_depth.labels(card.name).set,
         )
+        self._users = 0
+        self._idle = asyncio.Event()
         # Long methods run one at a time, beside the batches, and step aside for them.
         self.slow_batcher: Batcher[Work, Outcome] = Batcher(
             network.run_slowly, name=f"{card.name} slow", max_batch_size=1, max_queue_size=settings.max_queue_size
@@ -134,7 +138,20 @@ class Model:
 
     async def close(self) -> None:
         """Answers everything accepted, then ends the workers."""
+        while self._users:
+            self._idle.clear()
+            await self._idle.wait()
         await asyncio.gather(self.batcher.close(), self.slow_batcher.close())
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
+        """Keeps the workers for a request that is on its way to them: `close` waits for its end."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self._idle.set()
 
     @property
     def alive(self) -> bool:

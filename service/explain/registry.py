@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 
 import structlog
 
-from service.engine.card import read_cards
-from service.engine.device import prepare
+from service.engine.card import Card, read_cards
+from service.engine.device import give_back, prepare
 from service.errors import ConfigurationError, ModelNotFound, ModelUnhealthy, NotReady
 from service.explain.answer import ModelInfo
 from service.explain.model import Model
@@ -48,13 +49,19 @@ class Registry:
         self._states = {name: State.LOADING if name in settings.models else State.AVAILABLE for name in self._cards}
         self._errors: dict[str, str] = {}
         self._models: dict[str, Model] = {}
+        self._dismissed: set[str] = set()
+        self._changes: dict[str, asyncio.Task[None]] = {}
         for name in settings.models:
-            metrics.model_ready.labels(name).set_function(partial(self._alive, name))
+            self._measure(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a card of that name."""
+        return name in self._cards
 
     @property
     def ready(self) -> bool:
-        """Whether every model asked for at start is loaded and warm, and its worker alive."""
-        return all(self._alive(name) for name in self._settings.models)
+        """Whether every model asked for at start is loaded and warm, and its worker alive, but for those unloaded since."""
+        return all(self._alive(name) for name in self._settings.models if name not in self._dismissed)
 
     async def start(self) -> None:
         """Loads every model asked for, each in a thread of its own.
@@ -62,10 +69,37 @@ class Registry:
         Raises:
             ConfigurationError: one of them cannot be loaded; which, and why.
         """
-        await asyncio.gather(*(self._load(name) for name in self._settings.models))
+        await asyncio.gather(*(self._change(name, self._load) for name in self._settings.models))
+
+    async def load(self, name: str) -> None:
+        """Loads a model and waits until it is ready. Asked twice at once, it loads once.
+
+        Raises:
+            ModelNotFound: there is no such card.
+            ModelUnhealthy: it could not be loaded; `describe_one` tells why.
+        """
+        self._card(name)
+        try:
+            await self._change(name, self._load)
+        except Exception as error:
+            log.warning("model not loaded", model=name, exc_info=not isinstance(error, ConfigurationError), reason=str(error))
+            raise ModelUnhealthy("This model could not be loaded; GET /models tells why.", retry_after_s=5) from error
+
+    async def unload(self, name: str) -> None:
+        """Refuses new requests for a model, finishes those it has, and gives its memory back.
+
+        Raises:
+            ModelNotFound: there is no such card.
+        """
+        self._card(name)
+        self._dismissed.add(name)
+        await self._change(name, self._unload)
 
     async def close(self) -> None:
         """Answers everything accepted, refuses what comes after, and ends the workers."""
+        for change in self._changes.values():
+            change.cancel()
+        await asyncio.gather(*self._changes.values(), return_exceptions=True)
         await asyncio.gather(*(model.close() for model in self._models.values()))
 
     def get(self, name: str | None) -> Model:
@@ -87,7 +121,7 @@ class Registry:
             case State.LOADING:
                 raise NotReady("This model is still loading. Try again in a moment; GET /readyz tells when.", retry_after_s=2)
             case _:
-                raise ModelNotFound(f"No such model is served here. Models served: {', '.join(self._settings.models)}.")
+                raise ModelNotFound(f"No such model is served here. Models served: {', '.join(self._models)}.")
 
     def describe(self) -> list[ModelInfo]:
         """Every card, those asked for at start first."""
@@ -104,9 +138,7 @@ class Registry:
             return self._models[name].describe()
         if self._states.get(name) is State.READY:
             return replace(self._models[name].describe(), state="failed", error="It has stopped working; see the log.")
-        if name not in self._cards:
-            raise ModelNotFound(f"There is no such model card. Cards: {', '.join(self._cards)}.")
-        card = self._cards[name]
+        card = self._card(name)
         return ModelInfo(
             name=card.name,
             version=card.version,
@@ -124,11 +156,37 @@ class Registry:
             digest=f"sha256:{card.weights.sha256}" if card.weights.sha256 else None,
         )
 
+    def _card(self, name: str) -> Card:
+        if name not in self._cards:
+            raise ModelNotFound(f"There is no such model card. Cards: {', '.join(self._cards)}.")
+        return self._cards[name]
+
+    async def _change(self, name: str, change: Callable[[str], Awaitable[None]]) -> None:
+        """Waits for a change of a model: joins one of the same kind that is under way, and comes after one of another.
+
+        A caller who leaves does not end it.
+        """
+        before = self._changes.get(name)
+        if before is None or before.done() or before.get_name() != change.__name__:
+            self._changes[name] = asyncio.create_task(self._after(before, change, name), name=change.__name__)
+        await asyncio.shield(self._changes[name])
+
+    @staticmethod
+    async def _after(before: asyncio.Task[None] | None, change: Callable[[str], Awaitable[None]], name: str) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        await change(name)
+
     async def _load(self, name: str) -> None:
+        if self._alive(name):
+            return
+        self._states[name] = State.LOADING
+        self._errors.pop(name, None)
+        self._measure(name)
         card, settings = self._cards[name], self._settings
         loop = asyncio.get_running_loop()
         started = loop.time()
-        if settings.random_weights and card.weights.name is not None:
+        if settings.random_weights and card.weights.from_hub:
             log.warning("random weights: the answers of this model mean nothing", model=name)
         try:
             device = prepare(settings.device, settings.engine_threads)
@@ -141,7 +199,22 @@ class Registry:
             self._errors[name] = str(error) if isinstance(error, ConfigurationError) else "It could not be loaded; see the log."
             raise
         self._states[name] = State.READY
+        self._dismissed.discard(name)
         log.info("model ready", model=name, seconds=round(loop.time() - started, 2), device=model.network.device)
+
+    async def _unload(self, name: str) -> None:
+        self._states[name] = State.AVAILABLE
+        self._errors.pop(name, None)
+        model = self._models.pop(name, None)
+        if model is None:
+            return
+        await model.close()
+        del model
+        await asyncio.to_thread(give_back)
+        log.info("model unloaded", model=name)
+
+    def _measure(self, name: str) -> None:
+        self._metrics.model_ready.labels(name).set_function(partial(self._alive, name))
 
     def _alive(self, name: str) -> bool:
         return self._states.get(name) is State.READY and self._models[name].alive

@@ -92,6 +92,9 @@ class StandInRegistry:
 
     ready = True
 
+    def __contains__(self, name: object) -> bool:
+        return name == MODEL
+
     def describe(self) -> list[ModelInfo]:
         layers = (LayerInfo("bn2", 1280, (7, 7)),)
         return [

@@ -151,7 +151,7 @@ async def test_keys_guard_everything_but_the_probes(explainer: StandInExplainer,
 
 async def test_every_route_is_in_the_matrix(app: FastAPI) -> None:
     known = {path.replace("efficientnet_lite0", "{model}") for _, path in PATHS}
-    documented = set(app.openapi()["paths"])
+    documented = {path for path in app.openapi()["paths"] if not path.startswith("/admin/")}  # keys of their own: test_admin.py
     assert documented <= known
 
 

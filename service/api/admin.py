@@ -1,0 +1,67 @@
+"""POST /admin/models/{model}/load and /unload: what an operator does while the service runs. Off unless admin keys are set."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import orjson
+from fastapi import APIRouter, Depends, Path
+from fastapi.requests import Request
+from fastapi.responses import Response
+
+from service import errors
+from service.api.documentation import OTHER, answers, problems
+from service.api.keys import Keys, refusal
+from service.api.schemas import Model
+
+ModelName = Annotated[str, Path(description="Name of a model card, see GET /models.")]
+ANSWERS: Final[dict[str, Any]] = {
+    "response_class": Response,
+    "responses": answers(Model)
+    | problems(
+        errors.AuthRequired,
+        errors.AuthInvalid,
+        errors.Forbidden,
+        errors.NotFound,
+        errors.ModelNotFound,
+        errors.ModelUnhealthy,
+        errors.ShuttingDown,
+    )
+    | OTHER,
+}
+
+
+async def _admin(request: Request) -> None:
+    """Lets operators pass; without admin keys there is nothing here."""
+    settings = request.app.state.settings
+    admins = Keys(settings.admin_keys)
+    if not admins:
+        raise errors.NotFound("There is nothing at this address. GET / says what is served.")
+    if admins.open(request.headers):
+        return
+    if Keys(settings.api_keys).open(request.headers):
+        raise errors.Forbidden("This API key is not an operator's.")
+    raise refusal(request.headers)
+
+
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(_admin)])
+
+
+@router.post("/models/{model}/load", summary="Load a model", **ANSWERS)
+async def load(request: Request, model: ModelName) -> Response:
+    """Loads and warms the model, and answers when it is ready; at once when it is already. Wants an admin key."""
+    if request.app.state.phase == "draining":
+        raise errors.ShuttingDown("The service is shutting down. Ask another instance.", retry_after_s=5)
+    await request.app.state.registry.load(model)
+    return _described(request, model)
+
+
+@router.post("/models/{model}/unload", summary="Unload a model", **ANSWERS)
+async def unload(request: Request, model: ModelName) -> Response:
+    """Refuses new requests for the model, finishes those it has, and gives its memory back. Wants an admin key."""
+    await request.app.state.registry.unload(model)
+    return _described(request, model)
+
+
+def _described(request: Request, model: str) -> Response:
+    return Response(orjson.dumps(request.app.state.registry.describe_one(model)), media_type="application/json")
