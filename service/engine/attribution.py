@@ -18,6 +18,7 @@ from torch import Tensor
 from service.engine.graph import NetworkGraph
 from service.engine.methods import METHODS
 from service.engine.probe import Cut, Probe
+from service.engine.smoothing import augmented
 from service.engine.split import Split
 from service.engine.work import Outcome, Work
 from service.errors import CamserveError, InferenceNonFinite
@@ -119,7 +120,7 @@ def _maps(
 ) -> list[Maps]:
     """For each row, for each cut layer, the map of its method where that is a batched one."""
     found: list[Maps] = [()] * len(works)
-    batched = [row for row, work in enumerate(works) if work.rows and METHODS[work.method].cam is not None]
+    batched = [row for row, work in enumerate(works) if work.rows and _is_batched(work)]
     if not batched:
         return found
     gradients: Sequence[Tensor] = [activation.new_empty(0) for activation in activations]
@@ -147,11 +148,15 @@ def _maps(
     return found
 
 
+def _is_batched(work: Work) -> bool:
+    """Whether one head pass explains it, together with others; views of its own it must be asked about by itself."""
+    return METHODS[work.method].cam is not None and not work.tuning.aug_smooth
+
+
 def _explore(batch: Batch, picture: int, explained: Explained) -> Maps:
     """The maps of a method that asks the network again."""
     work = batch.works[picture]
     method = METHODS[work.method]
-    assert method.explore is not None
     probe = Probe(
         network=batch.network,
         image=batch.images[picture : picture + 1],
@@ -164,7 +169,12 @@ def _explore(batch: Batch, picture: int, explained: Explained) -> Maps:
         abandoned=work.abandoned,
         step_aside=batch.step_aside,
     )
-    return tuple(grid.detach().float().cpu().numpy() for grid in method.explore(probe))
+    if method.cam is not None:
+        maps = augmented(probe, method.cam)
+    else:
+        assert method.explore is not None
+        maps = method.explore(probe)
+    return tuple(grid.detach().float().cpu().numpy() for grid in maps)
 
 
 def _cut(batch: Batch, picture: int, layer: str) -> Cut:
@@ -187,7 +197,7 @@ def _outcome(batch: Batch, picture: int, explained: Sequence[Explained]) -> Outc
     if not np.isfinite(logits).all():
         return broken
     wanted = explained if work.rows else []
-    if method.cam is not None:
+    if _is_batched(work):
         at = [batch.parts.layers.index(layer) for layer in work.layers]
         maps = tuple(tuple(e.maps[layer] for layer in at) for e in wanted)
     else:

@@ -1,0 +1,178 @@
+"""Class activation maps that ask the head again: with channels or cells left out, for a second derivative, for another score.
+
+The trunk runs once. A is the cut's ``[K, h, w]``, s the score (a logit, or a difference of two), maps are signed ``[h, w]``.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from service.engine.methods.gradient import gradcam, weigh
+from service.engine.methods.method import Method
+from service.engine.probe import HEAD_ROWS, Cut, Probe
+from service.engine.work import Tuning
+
+# Which attention kernel runs is a setting of the whole process, and must be put back by who changed it first.
+_kernel = threading.Lock()
+
+
+def ablationcam(p: Probe) -> tuple[Tensor, ...]:
+    r"""Ablation-CAM: channels weighted by the score that is lost without them. All channels, a batch of them at a time.
+
+    .. math:: L = \sum_k w_k A_k, \qquad w_k = s(A) - s(A \text{ with } A_k = 0)
+
+    Desai and Ramaswamy 2020, https://doi.org/10.1109/WACV45572.2020.9093360. The paper, and pytorch-grad-cam 1.5's
+    `AblationCAM`, divide the weights by s(A). That scales a class's whole map, turns it over where s(A) is negative, and has no
+    meaning for a logit, to which any constant may be added; so it is left out. Where s(A) > 0 the normalised maps are equal;
+    where it is negative, theirs is the other polarity.
+
+    As in the paper a channel is set to 0. pytorch-grad-cam does so only where the layer's lowest value is 0 (after a ReLU);
+    elsewhere it sets 1e7 less than the lowest value, which no network was trained to see.
+    """
+    return tuple(_ablationcam(p, cut) for cut in p.cuts)
+
+
+def _ablationcam(p: Probe, cut: Cut) -> Tensor:
+    own = cut.activations
+
+    def without(channels: Tensor) -> Tensor:
+        rows = own.repeat(len(channels), 1, 1, 1)
+        rows[torch.arange(len(channels)), channels] = 0
+        return p.score(cut.logits(rows))
+
+    weights = p.score(p.head(cut, own)) - p.chunked(without, torch.arange(own.shape[1]), HEAD_ROWS)
+    return weigh(weights[None], own, p.tuning)[0]
+
+
+def reciprocam(p: Probe) -> tuple[Tensor, ...]:
+    r"""Recipro-CAM: the score that each cell of the grid brings about by itself.
+
+    .. math:: L_{ij} = s(A \odot g_{ij}) - s(0)
+
+    g_ij is a 3x3 Gaussian ((1, 2, 1) x (1, 2, 1) / 16) around the cell, 0 elsewhere, cut off at the border. Byun and Lee 2022,
+    https://arxiv.org/abs/2209.14074, section 3.2. The paper's implementation takes the class's probability; here the score is
+    a logit, as everywhere in this service. s(0) is subtracted so that the map is signed: above 0 is what raises the score.
+    Scaled from minimum to maximum without a ReLU, as in the paper, it makes no difference.
+    """
+    return tuple(_reciprocam(p, cut) for cut in p.cuts)
+
+
+def _reciprocam(p: Probe, cut: Cut) -> Tensor:
+    own = cut.activations
+    size = (own.shape[2], own.shape[3])
+    cells = size[0] * size[1]
+    side = torch.tensor([1.0, 2.0, 1.0]).to(own)
+    kernel = torch.outer(side, side)[None, None] / 16
+
+    def alone(numbers: Tensor) -> Tensor:
+        spots = nn.functional.one_hot(numbers, cells).to(own).view(-1, 1, *size)
+        return p.score(cut.logits(own * nn.functional.conv2d(spots, kernel, padding=1)))
+
+    scores = p.chunked(alone, torch.arange(cells), HEAD_ROWS)
+    return scores.view(size) - p.score(p.head(cut, torch.zeros_like(own)))
+
+
+def shapleycam(p: Probe) -> tuple[Tensor, ...]:
+    r"""ShapleyCAM: Grad-CAM with the gradient that a second-order Shapley value has.
+
+    .. math:: L = \sum_k w_k A_k, \qquad w_k = \frac{1}{hw} \sum_{ij} \Big(G - \frac{1}{2} H A\Big)_{kij}
+
+    G is ds/dA, H A the product of the score's Hessian with A, by differentiating <G, A> once more; it is 0 where the head is
+    linear around A, and the map is then Grad-CAM's. Cai 2025, https://arxiv.org/abs/2501.06261. Convention of pytorch-grad-cam
+    1.5's `ShapleyCAM`.
+    """
+    return tuple(_shapleycam(p, cut) for cut in p.cuts)
+
+
+def _shapleycam(p: Probe, cut: Cut) -> Tensor:
+    own = cut.activations.requires_grad_()
+    # Only the plain attention kernel can be differentiated twice.
+    with _kernel, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        (gradient,) = torch.autograd.grad(p.score(cut.logits(own)).sum(), own, create_graph=True)
+        curvature = None
+        if gradient.requires_grad:
+            (curvature,) = torch.autograd.grad(gradient, own, own.detach(), allow_unused=True)
+    shared = gradient.detach() if curvature is None else gradient.detach() - curvature / 2
+    return gradcam(own.detach(), shared, p.tuning)[0]
+
+
+def finercam(p: Probe) -> tuple[Tensor, ...]:
+    r"""Finer-CAM: Grad-CAM for what sets the class apart from those most like it.
+
+    .. math:: s = \frac{\sum_r p_r (l_c - l_r)}{\sum_r p_r}
+
+    r runs over the `rivals` classes whose logits l_r are nearest to the class's l_c, or is `versus` alone where that is given;
+    p is the softmax of the logits, differentiated too. Zhang et al. 2025, https://arxiv.org/abs/2501.11309, with alpha = 1.
+    Convention of pytorch-grad-cam 1.5's `FinerCAM` and `FinerWeightedTarget` without its eps (1e-9), which takes over where all
+    rivals are improbable.
+    """
+    rivals = _rivals(p)
+    return tuple(_gradcam(p, cut, lambda logits: finer_score(logits, p.class_id, rivals)) for cut in p.cuts)
+
+
+def finer_score(logits: Tensor, class_id: int, rivals: Tensor, alpha: float = 1.0) -> Tensor:
+    """Of logits ``[n, classes]``: ``[n]``; `rivals` int64 ``[R]``. With alpha 0, or without a rival, the class's logit."""
+    own = logits[:, class_id]
+    if not len(rivals):
+        return own
+    others = logits[:, rivals]
+    return own - alpha * (others.softmax(1) * others).sum(1)
+
+
+def _rivals(p: Probe) -> Tensor:
+    if p.versus is not None:
+        return torch.tensor([p.versus], device=p.logits.device)
+    distance = (p.logits - p.logits[p.class_id]).abs()
+    distance[p.class_id] = -1
+    return distance.argsort(stable=True)[1 : 1 + (p.tuning.rivals or 0)]
+
+
+def _gradcam(p: Probe, cut: Cut, score: Callable[[Tensor], Tensor]) -> Tensor:
+    own = cut.activations.requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(score(cut.logits(own)).sum(), own)
+    return gradcam(own.detach(), gradient, p.tuning)[0]
+
+
+_head_method = functools.partial(Method, family="head of the network", defaults=Tuning(eigen_smooth=False))
+
+METHODS = (
+    _head_method(
+        name="ablationcam",
+        # Beside the batches: a pass of the head for every channel.
+        cost="many forwards",
+        paper="https://doi.org/10.1109/WACV45572.2020.9093360",
+        summary="Channels of a layer weighted by the logit that is lost without each; only the head is run again.",
+        explore=ablationcam,
+    ),
+    _head_method(
+        name="reciprocam",
+        cost="many forwards",
+        paper="https://arxiv.org/abs/2209.14074",
+        summary="The logit that each cell of a layer brings about by itself; only the head is run again.",
+        defaults=Tuning(),
+        explore=reciprocam,
+    ),
+    _head_method(
+        name="shapleycam",
+        cost="head",
+        paper="https://arxiv.org/abs/2501.06261",
+        summary="Grad-CAM with the curvature of the class's logit taken into account.",
+        explore=shapleycam,
+    ),
+    _head_method(
+        name="finercam",
+        family="fine-grained",
+        cost="head",
+        paper="https://arxiv.org/abs/2501.11309",
+        summary="Grad-CAM for what sets the class apart from the `rivals` classes most like it.",
+        defaults=Tuning(eigen_smooth=False, rivals=3),
+        explore=finercam,
+    ),
+)
