@@ -135,9 +135,12 @@ class Preprocess(_Table):
 
 
 class Explain(_Table):
-    """`layer`: module path, or several to be fused, at which the network is cut and explained."""
+    """`layer`: module path, or several to be fused, at which the network is cut and explained.
 
-    layer: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field(min_length=1)
+    What is left out is chosen by the network's kind: the last grid before pooling, or what the last attention reads.
+    """
+
+    layer: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field((), min_length=1)
 
 
 class Runtime(_Table):
@@ -155,7 +158,7 @@ class Card(_Table):
     architecture: Architecture
     weights: Weights
     labels: Labels
-    explain: Explain
+    explain: Explain = Explain()
     preprocess: Preprocess = Preprocess()
     runtime: Runtime = Runtime()
     folder: Path

@@ -6,14 +6,18 @@ layer's activations any more (DenseNet's does), and autograd may ask for a gradi
 
 from __future__ import annotations
 
+import functools
 import operator
 import threading
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from service.engine.axes import Axes, Tracker, operation
+from service.engine.layout import Layout, layout_of
 from service.engine.work import LayerInfo
 from service.errors import ConfigurationError
 
@@ -47,17 +51,57 @@ class NetworkGraph:
         last.pop("", None)
         return last
 
+    @functools.cached_property
+    def axes(self) -> dict[fx.Node, Axes]:
+        """What the dimensions of each node mean."""
+        return Tracker(self.image, self.per_picture).follow(self.module.graph.nodes)
+
+    def grid_of(self, node: fx.Node) -> tuple[Layout, int, tuple[int, int]] | None:
+        """Layout, channels and (rows, columns) of a node that is a floating-point grid of more than one cell, else None."""
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or not value.is_floating_point() or self.per_picture(value.shape[0]) != 1:
+            return None
+        found = layout_of(self.axes.get(node, ()), (0, *map(int, value.shape[1:])))
+        return found if found is not None and found[2][0] * found[2][1] > 1 else None
+
     def layers(self) -> dict[str, LayerInfo]:
-        """Every module whose output is a grid of channels: float ``[N, channels, rows, columns]`` with more than one cell."""
+        """Every module whose output is a grid of channels with more than one cell, in the order of their computation."""
         found: dict[str, LayerInfo] = {}
         for path, node in self.layer_nodes().items():
-            value = node.meta.get("val")
-            if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
-                continue
-            rows, columns = value.shape[2:]
-            if self.per_picture(value.shape[0]) == 1 and rows * columns > 1:
-                found[path] = LayerInfo(path, int(value.shape[1]), (int(rows), int(columns)))
+            grid = self.grid_of(node)
+            if grid is not None:
+                layout, channels, size = grid
+                found[path] = LayerInfo(path, channels, size, layout.kind)
         return found
+
+    def layout(self, layer: str) -> Layout:
+        """Of one of `layers()`."""
+        found = self.grid_of(self.layer_nodes()[layer])
+        assert found is not None
+        return found[0]
+
+    def default_layer(self) -> str | None:
+        """The layer to explain at when nobody names one, None where there is no grid.
+
+        Of a convolutional network it is the last grid before pooling. Of a transformer it is what the last attention reads (the
+        first norm of the last block, or the sum before it where the norm comes after): behind that attention the classifier
+        reads the class token alone, and the gradient at every patch is zero.
+        """
+        last = self.layer_nodes()
+        names: dict[fx.Node, str] = {}
+        for path, node in last.items():
+            # Of modules that end on the same node the shortest path names it: `features`, not `features.18.2`.
+            if self.grid_of(node) is not None and not operation(node).startswith("adaptive"):
+                names[node] = min(names.get(node, path), path, key=lambda p: p.count("."))
+        if not names:
+            return None
+        attention = [node for node in self.module.graph.nodes if is_attention(node)]
+        convolved = [node for node in names if operation(node) in {"conv2d", "batch_norm"}]
+        if attention and all(node < attention[-1] for node in convolved):
+            read = _read_by(attention[-1], names, queries=True) or _read_by(attention[-1], names, queries=False)
+            if read is not None:
+                return names[read]
+        return names[max(names)]
 
     def per_picture(self, size: Any) -> int:
         """How many entries of a dimension belong to one picture; 0 where the dimension does not count pictures.
@@ -123,6 +167,25 @@ def depends_on(start: set[fx.Node]) -> set[fx.Node]:
                 reached.add(user)
                 stack.append(user)
     return reached
+
+
+def is_attention(node: fx.Node) -> bool:
+    """Whether a node is attention: a scaled dot product, or a softmax whose result a product takes."""
+    if operation(node) == "softmax":
+        return any(operation(user) in {"matmul", "bmm"} for user in node.users)
+    return operation(node) == "scaled_dot_product_attention"
+
+
+def _read_by(attention: fx.Node, names: Container[fx.Node], *, queries: bool) -> fx.Node | None:
+    """The nearest named node that attention (its queries alone: keys may be a coarser grid) reads, but for projections."""
+    queue = [attention]
+    for node in queue:
+        if node in names and operation(node) not in {"linear", "conv2d"}:
+            return node
+        parents = node.all_input_nodes
+        product = operation(node) in {"scaled_dot_product_attention", "matmul", "bmm"}
+        queue += [parent for parent in (parents[:1] if product and queries else parents) if parent not in queue]
+    return None
 
 
 def is_size(node: fx.Node) -> bool:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
+
+from service.engine.axes import Axes, Tokens
+
+Kind = Literal["nchw", "nhwc", "tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,15 +18,49 @@ class Layout:
     """Of one layer's activations.
 
     Attributes:
-        kind: `nchw`: ``[N, K, h, w]``.
+        kind: `nchw`: ``[N, K, h, w]``; `nhwc`: ``[N, h, w, K]``; `tokens`: ``[N, prefix + h w (+ others), K]``, row by row.
+        grid: (h, w) of tokens; unused by the other kinds, whose shape tells.
+        prefix: tokens before the grid's (class, distillation, registers).
     """
 
-    kind: Literal["nchw"] = "nchw"
+    kind: Kind = "nchw"
+    grid: tuple[int, int] = (0, 0)
+    prefix: int = 0
 
     def to_nchw(self, activations: Tensor) -> Tensor:
         """The layer's own activations as ``[N, K, h, w]``; differentiable."""
+        if self.kind == "nhwc":
+            return activations.permute(0, 3, 1, 2)
+        if self.kind == "tokens":
+            places = activations[:, self.prefix : self.prefix + self.grid[0] * self.grid[1]]
+            return places.transpose(1, 2).reshape(len(places), -1, *self.grid)
         return activations
 
-    def from_nchw(self, grid: Tensor, own: Tensor) -> Tensor:  # noqa: ARG002
+    def from_nchw(self, grid: Tensor, own: Tensor) -> Tensor:
         """``[N, K, h, w]`` as the layer's own activations; what is not grid (prefix tokens) is taken from `own`."""
+        if self.kind == "nhwc":
+            return grid.permute(0, 2, 3, 1)
+        if self.kind == "tokens":
+            places = grid.flatten(2).transpose(1, 2)
+            return torch.cat([own[:, : self.prefix], places, own[:, self.prefix + places.shape[1] :]], dim=1)
         return grid
+
+
+def layout_of(axes: Axes, sizes: tuple[int, ...]) -> tuple[Layout, int, tuple[int, int]] | None:
+    """Layout, channels and grid of activations with these axes, or None where they are no grid of channels.
+
+    Args:
+        axes: what each dimension means.
+        sizes: of each dimension; that of the batch does not matter.
+    """
+    if not axes or axes[0] != "batch":
+        return None
+    if axes == ("batch", "channels", "rows", "columns"):
+        return Layout("nchw"), sizes[1], (sizes[2], sizes[3])
+    # A last dimension that is no place holds the channels, whatever became of them on the way.
+    if axes[1:] in {("rows", "columns", "channels"), ("rows", "columns", None)}:
+        return Layout("nhwc"), sizes[3], (sizes[1], sizes[2])
+    if len(axes) == 3 and isinstance(axes[1], Tokens) and axes[2] in {"channels", None}:
+        grid = (axes[1].rows, axes[1].columns)
+        return Layout("tokens", grid, axes[1].before), sizes[2], grid
+    return None

@@ -80,7 +80,10 @@ class Network:
         self._graph = export(name, self._module, (self._channels, *self._size))
         self.classes = int(self._graph.logits.meta["val"].shape[1])
         self.layers: dict[str, LayerInfo] = self._graph.layers()
-        self.default_layers = tuple(layers)
+        own = self._graph.default_layer()
+        self.default_layers = tuple(layers) or ((own,) if own else ())
+        if not self.default_layers:
+            raise ConfigurationError(f"card {name}: the network has no layer with a grid of more than one cell to explain")
         try:
             self.check_layers(self.default_layers)
         except LayerNotFound as error:
@@ -143,7 +146,7 @@ class Network:
         Raises:
             DeadlineExceeded: nobody waits any more.
         """
-        images = self._normalised(asked.pixels[None])
+        images = self._normalised(np.stack([asked.pixels]))
         with self._lock:
             graph = self._graph_for(asked.pixels.shape[:2])
         with self._slow:
@@ -159,7 +162,7 @@ class Network:
                 abandoned=asked.abandoned,
                 step_aside=self._step_aside,
             )
-            return evaluate(probe, asked.classes, [torch.from_numpy(heat) for heat in asked.maps], asked.grid)
+            return evaluate(probe, asked)
 
     def inspect(self, asked: Inspection) -> Inspected:
         """Looks into layers.
@@ -167,9 +170,9 @@ class Network:
         Raises:
             InferenceNonFinite: the network's numbers are not finite.
         """
-        parts = self._split(asked.pixels.shape[:2], asked.layers or stages(self.layers))
+        parts = self._split(asked.pixels.shape[:2], asked.layers or stages(self._graph))
         with self._slow:
-            return inspect(self._normalised(asked.pixels[None]), parts, asked)
+            return inspect(self._normalised(np.stack([asked.pixels])), parts, asked)
 
     def _step_aside(self) -> None:
         with self._lane:

@@ -96,7 +96,7 @@ def split(network: NetworkGraph, layers: Sequence[str]) -> Split:
         head,
         tuple(_crossing(network, n) for n in crossing),
         tuple(crossing.index(n) for n in sorted(first)),
-        tuple(Layout() for _ in layers),
+        tuple(network.layout(layer) for layer in layers),
     )
 
 

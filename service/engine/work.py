@@ -96,11 +96,18 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
-    """A place where the network can be explained; `grid` is (rows, columns) at the default input size."""
+    """A place where the network can be explained.
+
+    Attributes:
+        name: module path.
+        grid: (rows, columns) at the default input size.
+        layout: how the network holds it: channels first, channels last, or a token for each place.
+    """
 
     name: str
     channels: int
     grid: tuple[int, int]
+    layout: Literal["nchw", "nhwc", "tokens"] = "nchw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,7 @@ class Examination:
         classes: class ids.
         maps: for each class its map as it is drawn, float32 ``[h, w]``.
         grid: (rows, columns) that the maps were made on.
+        activation: how logits become probabilities.
         abandoned: as in `Work`.
     """
 
@@ -119,12 +127,13 @@ class Examination:
     classes: tuple[int, ...]
     maps: tuple[NDArray[np.float32], ...]
     grid: tuple[int, int]
+    activation: Literal["softmax", "sigmoid"] = "softmax"
     abandoned: Event = field(default_factory=Event, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Faithfulness:
-    """How one map fares. All probabilities are softmax, of the class explained.
+    """How one map fares. All probabilities are of the class explained.
 
     Attributes:
         deletion: area under the probability while pixels, by falling heat, are set to each channel's mean; low is good.

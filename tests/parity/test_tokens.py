@@ -1,0 +1,93 @@
+"""Grad-CAM where the grid is not channels first: tokens and channels last, against pytorch-grad-cam with a reshape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import Tensor, nn
+
+from service.engine.network import Network
+from service.engine.sources import Loaded, Preprocessing
+from service.engine.work import Outcome, Work
+from service.imaging.heatmap import render_maps
+from tests.networks import seeded
+
+CLASSES = (3, 0, 9)
+
+
+def tokens(prefix: int, rows: int, columns: int) -> Callable[[Tensor], Tensor]:
+    """pytorch-grad-cam's recipe for vision transformers."""
+    return lambda x: x[:, prefix:, :].reshape(len(x), rows, columns, x.shape[2]).permute(0, 3, 1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """pytorch-grad-cam's recipe for Swin."""
+    return x.permute(0, 3, 1, 2)
+
+
+def timm_vit(**arguments: Any) -> nn.Module:
+    module: nn.Module = timm.create_model(num_classes=10, depth=2, **arguments)
+    return module
+
+
+def whole(name: str, **arguments: Any) -> nn.Module:
+    module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=10, **arguments)
+    if name.startswith("vit"):
+        nn.init.normal_(module.get_parameter("heads.head.weight"))  # born zero: every map would be blank
+    return module
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], str, Callable[[Tensor], Tensor]]] = {
+    "vit_b_16": (
+        lambda: whole("vit_b_16", image_size=96), (96, 96), "encoder.layers.encoder_layer_11.ln_1", tokens(1, 6, 6),
+    ),
+    "swin_t": (lambda: whole("swin_t"), (128, 160), "features.7.1.norm1", channels_last),
+    "class token": (
+        lambda: timm_vit(model_name="vit_tiny_patch16_224", img_size=64), (64, 64), "blocks.1.norm1", tokens(1, 4, 4),
+    ),
+    "class and distillation tokens": (
+        lambda: timm_vit(model_name="deit_tiny_distilled_patch16_224", img_size=64), (64, 64), "blocks.1.norm1", tokens(2, 4, 4),
+    ),
+    "registers, not square": (
+        lambda: timm_vit(model_name="vit_small_patch14_reg4_dinov2", img_size=(56, 84)), (56, 84), "blocks.1.norm1",
+        tokens(5, 4, 6),
+    ),
+    "as many tokens as channels": (
+        lambda: timm_vit(model_name="vit_wee_patch16_reg1_gap_256"), (256, 256), "blocks.1.norm1", tokens(1, 16, 16),
+    ),
+    "swin v2, norms after": (
+        lambda: timm.create_model(
+            "swinv2_tiny_window8_256", img_size=64, window_size=4, depths=(2, 2), embed_dim=24, num_heads=(1, 2), num_classes=10
+        ),
+        (64, 64), "layers.1.blocks.0", channels_last,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equals_pytorch_grad_cam_with_a_reshape(name: str) -> None:
+    build, size, layer, reshape = NETWORKS[name]
+    module = seeded(build)
+    pictures = np.random.default_rng(3).integers(0, 256, (len(CLASSES), *size, 3), np.uint8)
+    preprocessing = Preprocessing(*size, min(size), "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    ours = Network("test", Loaded(module, preprocessing, "sha256:test"), (), torch.device("cpu"))
+    assert ours.default_layers == (layer,)
+    found = []
+    for outcome in ours.run([Work(image, classes=(c,)) for image, c in zip(pictures, CLASSES, strict=True)]):
+        assert isinstance(outcome, Outcome)
+        (heatmap,) = render_maps(outcome.maps, polarity="positive", scale="minmax", input_size=size)
+        found.append(heatmap.values)
+    batch = (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() - 127.5) / 127.5
+    module.requires_grad_()
+    with GradCAM(model=module, target_layers=[module.get_submodule(layer)], reshape_transform=reshape) as cam:
+        expected = cam(input_tensor=batch, targets=[ClassifierOutputTarget(c) for c in CLASSES])
+    assert np.std(found) > 0.01, "blank maps would agree with anything"
+    np.testing.assert_allclose(np.stack(found), expected, atol=1e-4, rtol=0)
