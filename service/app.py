@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from service import __version__
-from service.api import admin, catalogue, documentation, health, problems, routes
+from service.api import admin, catalogue, documentation, health, inspection, problems, routes
 from service.api.middleware import ApiKeys, HeadAsGet, RequestContext
 from service.errors import ConfigurationError
 from service.explain.explainer import Explainer
@@ -63,7 +63,7 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
     app.state.metrics = metrics
     app.state.registry = registry
     app.state.phase = "starting"
-    for router in (routes.router, catalogue.router, admin.router, health.router):
+    for router in (routes.router, inspection.router, catalogue.router, admin.router, health.router):
         app.include_router(router)
     problems.install(app)
     documentation.install(app)

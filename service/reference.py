@@ -26,6 +26,11 @@ CURL: Final = {
     "POST /models/{model}/explain": (
         f"{IMAGE} -F class_name='tabby' -F versus='tiger cat' -F overlay=true localhost:8000/models/efficientnet_lite0/explain"
     ),
+    "POST /inspect": (
+        f"{IMAGE} -F layer=blocks.2 -F layer=bn2 localhost:8000/inspect\n"
+        f"{IMAGE} -F channels=16 -F format=png localhost:8000/inspect -o layers.png"
+    ),
+    "POST /models/{model}/inspect": f"{IMAGE} -F class_name='tabby' localhost:8000/models/efficientnet_lite0/inspect",
     "GET /models": "curl localhost:8000/models",
     "GET /models/{model}": "curl localhost:8000/models/efficientnet_lite0",
     "GET /methods": "curl localhost:8000/methods",

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import orjson
 from starlette.responses import Response
 
-from service.explain.answer import Answer, Encoded, Explanation, ImageResult, Prediction
+from service.explain.answer import Answer, Encoded, Explanation, ImageResult, Inspected, LayerView, Prediction
 
 STAGES = ("decode", "queue", "infer", "render")
 
@@ -48,7 +48,9 @@ def answer_json(answer: Answer, request_id: str, *, explaining: bool) -> bytes:
 
 def _result(result: ImageResult, *, explaining: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {"image": result.image, "predictions": result.predictions}
-    if explaining:
+    if result.inspection is not None:
+        fields["inspection"] = _inspection(result.inspection)
+    elif explaining:
         fields["explanations"] = [_explanation(explanation) for explanation in result.explanations]
     return fields
 
@@ -69,6 +71,25 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
         "region": explanation.region,
         "heatmap": _encoded(heatmap) if isinstance(heatmap, Encoded) else heatmap,
         "overlay": None if explanation.overlay is None else _encoded(explanation.overlay),
+        "evaluation": explanation.evaluation,
+    }
+
+
+def _inspection(inspection: Inspected) -> dict[str, Any]:
+    layers = [_layer(view) for view in inspection.layers]
+    return {**_prediction(inspection.prediction), "versus": inspection.versus, "layers": layers}
+
+
+def _layer(view: LayerView) -> dict[str, Any]:
+    return {
+        "layer": view.layer,
+        "shape": view.shape,
+        "activation_min": view.activation_min,
+        "activation_mean": view.activation_mean,
+        "activation_max": view.activation_max,
+        "gradients": view.gradients,
+        "weights": view.weights,
+        "strongest": view.strongest,
     }
 
 
@@ -94,7 +115,15 @@ def _encoded(encoded: Encoded) -> dict[str, Any]:
 def _provenance(answer: Answer) -> dict[str, str]:
     """What the JSON answer would say of each explanation; of several, lists with commas, in the document's order."""
     explained = [explanation for result in answer.results for explanation in result.explanations]
+    inspected = [result.inspection for result in answer.results if result.inspection is not None]
     headers = {"X-Explain-Model": quote(answer.model.name, safe="")}
+    if inspected:
+        return headers | {
+            "X-Explain-Class-Id": str(inspected[0].prediction.class_id),
+            "X-Explain-Class-Name": quote(inspected[0].prediction.label, safe=""),
+            "X-Explain-Probability": f"{inspected[0].prediction.probability:.6g}",
+            "X-Explain-Layer": ",".join(quote(view.layer, safe="") for view in inspected[0].layers),
+        }
     if not explained:
         return headers
     predictions = [explanation.prediction for explanation in explained]

@@ -109,13 +109,17 @@ def answers(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {200: {"model": model}}
 
 
-def success(model: type[BaseModel], *, pictures: bool = False) -> dict[int | str, dict[str, Any]]:
-    """`responses=` for the 200 of /predict and /explain, with its headers."""
+def success(model: type[BaseModel], *, pictures: bool = False, arrays: bool = True) -> dict[int | str, dict[str, Any]]:
+    """`responses=` for the 200 of /predict, /explain and /inspect, with its headers."""
     response: dict[str, Any] = {"model": model, "description": "Everything, as JSON."}
     headers = dict(ANSWER_HEADERS)
     if pictures:
-        response["description"] = "Everything as JSON, one picture, or one array, as Accept or `format` ask."
-        response["content"] = {kind: BINARY for kind in MEDIA_TYPES.values() if kind != "application/json"}
+        response["description"] = (
+            f"Everything as JSON{', ' if arrays else ' or '}one picture{', or one array' * arrays}, as Accept or `format` ask."
+        )
+        response["content"] = {
+            kind: BINARY for name, kind in MEDIA_TYPES.items() if name != "json" and (arrays or name != "npy")
+        }
         headers |= PICTURE_HEADERS
     response["headers"] = _headers(headers)
     return {200: response}

@@ -18,8 +18,12 @@ MEDIA_TYPES: Final[dict[Delivery, str]] = {
     "npy": "application/x-npy",
 }
 ALIASES: Final = {"image/jpg": "image/jpeg"}
-EXPLAIN: Final[tuple[Delivery, ...]] = tuple(MEDIA_TYPES)
-PREDICT: Final[tuple[Delivery, ...]] = ("json",)
+# What each route can send, the default first.
+OFFERS: Final[dict[str, tuple[Delivery, ...]]] = {
+    "predict": ("json",),
+    "explain": tuple(MEDIA_TYPES),
+    "inspect": ("json", "png", "jpeg", "webp"),
+}
 
 
 @dataclass(frozen=True, slots=True)

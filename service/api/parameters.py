@@ -17,7 +17,7 @@ from service.errors import ParameterInvalid
 from service.explain.options import Options, Targets
 
 REPEATABLE = frozenset({"class_id", "class_name", "layer"})
-BOOLEAN = frozenset(name for name, field in Options.model_fields.items() if field.annotation is bool)
+BOOLEAN = frozenset(name for name, field in Options.model_fields.items() if field.annotation in {bool, bool | None})
 PRINTABLE_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,40}")
 CLOSE = 0.6  # difflib's own idea of a typo
 # Pydantic's error types, in our words; its own quote the input.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Path
 from fastapi.requests import Request
@@ -75,13 +75,13 @@ router = APIRouter()
 @router.post("/predict", summary="Classify pictures", openapi_extra=WITH_MODEL, **PREDICT)
 async def predict(request: Request) -> Response:
     """The best classes of one or more pictures, with probabilities and logits."""
-    return await _answer(request, None, explaining=False)
+    return await answer(request, None, "predict")
 
 
 @router.post("/models/{model}/predict", summary="Classify pictures with a named model", openapi_extra=MODEL_IN_PATH, **PREDICT)
 async def predict_with(request: Request, model: ModelName) -> Response:
     """As POST /predict, with the model named in the path."""
-    return await _answer(request, model, explaining=False)
+    return await answer(request, model, "predict")
 
 
 @router.post("/explain", summary="Explain pictures", openapi_extra=WITH_MODEL, **EXPLAIN)
@@ -91,16 +91,26 @@ async def explain(request: Request) -> Response:
     `Accept: image/png`, `image/jpeg` or `image/webp` (or option `format`) returns the overlay of one picture and one class, or
     a contact sheet of several with `overlay_type=panel`. `application/x-npy` returns the float32 map. Else JSON.
     """
-    return await _answer(request, None, explaining=True)
+    return await answer(request, None, "explain")
 
 
 @router.post("/models/{model}/explain", summary="Explain pictures with a named model", openapi_extra=MODEL_IN_PATH, **EXPLAIN)
 async def explain_with(request: Request, model: ModelName) -> Response:
     """As POST /explain, with the model named in the path."""
-    return await _answer(request, model, explaining=True)
+    return await answer(request, model, "explain")
 
 
-async def _answer(request: Request, model: str | None, *, explaining: bool) -> Response:
+async def answer(request: Request, model: str | None, question: Literal["predict", "explain", "inspect"]) -> Response:
+    """Answers a request: reads it, asks the explainer, writes what that says.
+
+    Args:
+        request: its body must not have been read.
+        model: named in the path, or None.
+        question: which of the explainer's.
+
+    Raises:
+        CamserveError: the child that says what is wrong.
+    """
     state, record = request.app.state, record_of(request.scope)
     if state.phase == "starting":
         raise errors.NotReady("The models are still loading. GET /readyz says when they are ready.", retry_after_s=2)
@@ -111,20 +121,20 @@ async def _answer(request: Request, model: str | None, *, explaining: bool) -> R
             options = _with_model(upload.options, model)
             name = options.model or state.settings.models[0]
             record.model = name if name in state.registry else ""
-            offers = negotiation.EXPLAIN if explaining else negotiation.PREDICT
-            delivery = negotiation.negotiate(request.headers.get("accept"), options.format, offers)
-            if explaining:
-                work = state.explainer.explain(upload.subjects, options, delivery, deadline)
-            else:
+            delivery = negotiation.negotiate(request.headers.get("accept"), options.format, negotiation.OFFERS[question])
+            if question == "predict":
                 work = state.explainer.predict(upload.subjects, options, deadline)
-            record.answer = answer = await unless_gone(request.receive, work)
+            else:
+                ask = state.explainer.explain if question == "explain" else state.explainer.inspect
+                work = ask(upload.subjects, options, delivery, deadline)
+            record.answer = found = await unless_gone(request.receive, work)
     except TimeoutError:
         if not limit.expired():
             raise
         raise errors.DeadlineExceeded(
             f"There was no answer within {state.settings.request_timeout_s:g} seconds. Send fewer images, or try again."
         ) from None
-    return answer_response(answer, record.id, explaining=explaining)
+    return answer_response(found, record.id, explaining=question == "explain")
 
 
 def _with_model(options: Options, model: str | None) -> Options:

@@ -92,6 +92,32 @@ class Encoded(_Shape):
     b64: str
 
 
+class Faithfulness(_Shape):
+    """How one map fares; probabilities are of the class explained."""
+
+    deletion: float = Field(description="Area under `deletion_curve`; low is good.")
+    insertion: float = Field(description="Area under `insertion_curve`; high is good.")
+    average_drop: float = Field(description="Part of the probability lost when the map masks the picture; low is good.")
+    road: float = Field(description="Mean of (`road_least` - `road_most`) / 2; high is good.")
+    deletion_curve: list[float] = Field(description="Probability while pixels, hottest first, are set to the channels' means.")
+    insertion_curve: list[float] = Field(
+        description="Probability while pixels, hottest first, enter the picture blurred by a Gaussian (kernel 11, sigma 5)."
+    )
+    road_most: list[float] = Field(description="Probability without the hottest pixels, for each of `road_percent`.")
+    road_least: list[float] = Field(description="Probability without the coldest pixels.")
+
+
+class Evaluation(_Shape):
+    """A map measured against the network, beside a random map on the same grid and a bump in the centre: read it by those."""
+
+    steps: int = Field(description="Of the curves, from 0 to all of the pixels.")
+    road_percent: list[int] = Field(description="Pixels removed, which ROAD makes up from their neighbours.")
+    probability: float = Field(description="Of the class in the whole picture.")
+    map: Faithfulness
+    random: Faithfulness
+    center: Faithfulness
+
+
 class Explanation(Prediction):
     """One class of one image, explained."""
 
@@ -109,6 +135,7 @@ class Explanation(Prediction):
     )
     heatmap: Encoded | list[Any] | None = Field(description="As option `heatmap` asks; zero outside `region`.")
     overlay: Encoded | None = Field(description="With option `overlay`.")
+    evaluation: Evaluation | None = Field(description="With option `evaluate`.")
 
     model_config = ConfigDict(
         extra="forbid",
@@ -118,6 +145,7 @@ class Explanation(Prediction):
                 "versus": None, "method": "gradcam", "layer": ["bn2"], "polarity": "positive", "scale": "minmax",
                 "raw_min": 0.0, "raw_max": 3.1, "blank": False, "grid": [7, 7], "region": [75, 0, 375, 300],
                 "heatmap": {"media_type": "image/png", "width": 451, "height": 300, "b64": "iVBORw0KGgo="}, "overlay": None,
+                "evaluation": None,
             }
         },
     )  # fmt: skip
@@ -130,6 +158,43 @@ class PredictResult(_Shape):
 
 class ExplainResult(PredictResult):
     explanations: list[Explanation] = Field(description="One for each class asked for, in that order.")
+
+
+class Histogram(_Shape):
+    """Counts of values between edges; one more edge than counts."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class Channel(_Shape):
+    channel: int
+    weight: float = Field(description="Mean gradient of the score, as in Grad-CAM.")
+    mean: float = Field(description="Mean activation.")
+
+
+class LayerView(_Shape):
+    """What one layer does for a class."""
+
+    layer: str
+    shape: tuple[int, int, int] = Field(description="Channels, rows, columns.")
+    activation_min: float
+    activation_mean: float
+    activation_max: float
+    gradients: Histogram = Field(description="Of the score, in every cell of every channel.")
+    weights: Histogram = Field(description="The same, pooled: one mean for each channel.")
+    strongest: list[Channel] = Field(description="Channels by falling magnitude of their weight.")
+
+
+class Inspected(Prediction):
+    """What layers do for one class of one image."""
+
+    versus: Prediction | None = Field(description="The class contrasted with.")
+    layers: list[LayerView]
+
+
+class InspectResult(PredictResult):
+    inspection: Inspected
 
 
 class Timings(_Shape):
@@ -156,6 +221,14 @@ class ExplainResponse(_Shape):
     results: list[ExplainResult] = Field(description="One for each image, in the order sent.")
     timings_ms: Timings
     batch_size: int = Field(description="Images in the network's pass that answered this request.")
+
+
+class InspectResponse(_Shape):
+    id: str = Field(description="The request's id.")
+    model: ModelIdentity
+    results: list[InspectResult] = Field(description="One for each image, in the order sent.")
+    timings_ms: Timings
+    batch_size: int
 
 
 # The catalogue and the operator's routes --------------------------------------------------------------------------------

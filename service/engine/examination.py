@@ -6,7 +6,7 @@ of them can be read. Nothing here knows how a map was made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, overload
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from service.engine.imputation import imputed
 from service.engine.probe import Probe
-from service.engine.work import Evaluation, Faithfulness
+from service.engine.work import Evaluation, Examination, Faithfulness
 
 STEPS: Final = 20  # of the deletion and insertion curves
 ROAD_PERCENT: Final = (20, 40, 60, 80)
@@ -50,22 +50,21 @@ class Stages(Sequence[Tensor]):
     def __getitem__(self, index: slice) -> list[Tensor]: ...
     def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
         if isinstance(index, slice):
-            return [self._stage(count) for count in self.counts[index]]
-        return self._stage(self.counts[index])
+            return list(self._stages(self.counts[index]))
+        return self._stages((self.counts[index],))[0]
 
-    def _stage(self, count: int) -> Tensor:
-        return torch.where(self.order < count, self.after, self.before)
+    def _stages(self, counts: tuple[int, ...]) -> Tensor:
+        turned = self.order < torch.tensor(counts, device=self.order.device).view(-1, 1, 1, 1)
+        return torch.where(turned, self.after, self.before)
 
 
-def evaluate(probe: Probe, classes: Sequence[int], heats: Sequence[Tensor], grid: tuple[int, int]) -> tuple[Evaluation, ...]:
+def evaluate(probe: Probe, asked: Examination) -> tuple[Evaluation, ...]:
     """Measures one map for each class of a picture.
 
     Args:
         probe: asks the whole network about the picture; its class is not looked at.
-        classes: class ids.
-        heats: for each class the map as it is drawn, float ``[H, W]`` at the input's size; only its order counts, but for the
-            average drop, which multiplies with its positive part over its peak.
-        grid: (rows, columns) that the maps were made on; the random map is made on the same.
+        asked: classes and maps; of a map only its order counts, but for the average drop, which multiplies with its positive
+            part over its peak.
 
     Returns:
         One evaluation for each class, in order.
@@ -75,43 +74,49 @@ def evaluate(probe: Probe, classes: Sequence[int], heats: Sequence[Tensor], grid
     """
     height, width = probe.image.shape[2:]
     device = probe.image.device
-    whole = _probabilities(probe, [probe.image[0]])[0]
+
+    def ask(images: Sequence[Tensor]) -> Tensor:
+        """Probabilities, float64 ``[n, classes]``, on the CPU."""
+        logits = probe.forward(images).double().cpu()
+        return logits.softmax(dim=1) if asked.activation == "softmax" else logits.sigmoid()
+
+    image = probe.image[0]
+    whole = ask([image])[0]
     # Neither baseline looks at a class, so that one run of passes serves all of them.
-    random = _Run(probe, random_map((height, width), grid).to(device), whole)
-    center = _Run(probe, center_map((height, width)).to(device), whole)
+    random = _Run(ask, image, random_map((height, width), asked.grid).to(device), whole)
+    center = _Run(ask, image, center_map((height, width)).to(device), whole)
     return tuple(
         Evaluation(
             STEPS,
             ROAD_PERCENT,
             float(whole[class_id]),
-            _Run(probe, heat.to(device), whole).of(class_id),
+            _Run(ask, image, torch.from_numpy(heat).to(device), whole).of(class_id),
             random.of(class_id),
             center.of(class_id),
         )
-        for class_id, heat in zip(classes, heats, strict=True)
+        for class_id, heat in zip(asked.classes, asked.maps, strict=True)
     )
 
 
 class _Run:
     """All passes for one map; `of` reads them for a class."""
 
-    def __init__(self, probe: Probe, heat: Tensor, whole: Tensor) -> None:
-        image = probe.image[0]
+    def __init__(self, ask: Callable[[Sequence[Tensor]], Tensor], image: Tensor, heat: Tensor, whole: Tensor) -> None:
         line = order(heat)
         pixels = line.numel()
         counts = tuple(round(pixels * step / STEPS) for step in range(STEPS + 1))
         self._whole = whole
         # Zero is the mean of each channel after normalisation.
-        self._deletion = _probabilities(probe, Stages(image, torch.zeros_like(image), line, counts))
-        self._insertion = _probabilities(probe, Stages(blurred(image), image, line, counts))
+        self._deletion = ask(Stages(image, torch.zeros_like(image), line, counts))
+        self._insertion = ask(Stages(blurred(image), image, line, counts))
         removed = tuple(pixels * percent // 100 for percent in ROAD_PERCENT)
         most = torch.stack([line < count for count in removed])
         least = torch.stack([line >= pixels - count for count in removed])
-        road = _probabilities(probe, list(imputed(image, torch.cat([most, least]))))
+        road = ask(list(imputed(image, torch.cat([most, least]))))
         self._most, self._least = road[: len(removed)], road[len(removed) :]
         shade = heat.clamp(min=0)
         peak = shade.max()
-        self._shown = _probabilities(probe, [image * (shade / peak if peak > 0 else shade)])[0]
+        self._shown = ask([image * (shade / peak if peak > 0 else shade)])[0]
 
     def of(self, class_id: int) -> Faithfulness:
         deletion, insertion = self._deletion[:, class_id], self._insertion[:, class_id]
@@ -169,8 +174,3 @@ def blurred(image: Tensor) -> Tensor:
 
 def _bell(length: int, middle: float, sigma: float) -> Tensor:
     return torch.exp(-((torch.arange(length) - middle) ** 2) / (2 * sigma**2))
-
-
-def _probabilities(probe: Probe, images: Sequence[Tensor]) -> Tensor:
-    """Softmax over classes, float64 ``[n, classes]``, on the CPU."""
-    return probe.forward(images).double().softmax(dim=1).cpu()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -10,28 +9,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from service.engine.graph import NetworkGraph
 from service.engine.layout import Layout
 from service.engine.split import Split
-from service.engine.work import Channel, Histogram, Inspected, Inspection, LayerInfo, LayerView
+from service.engine.work import Channel, Histogram, Inspected, Inspection, LayerView
 from service.errors import InferenceNonFinite
 
 BINS: Final = 20
 STAGES: Final = 4  # layers looked at where none is named
 
 
-def stages(layers: Mapping[str, LayerInfo]) -> tuple[str, ...]:
-    """A few layers over the depth: the last of each of the finest paths' grids, else some at equal distances.
+def stages(network: NetworkGraph) -> tuple[str, ...]:
+    """A few layers over the depth: the last of each of the smallest grids, else some at equal distances.
 
-    Args:
-        layers: every layer, in the order in which they compute.
+    Of modules inside modules the outer ones are taken, as long as there are enough of them.
     """
-    last: dict[tuple[int, int], str] = {}
-    for name, info in layers.items():
-        last[info.grid] = name
-    if len(last) == 1:
-        names = list(layers)
-        return tuple(dict.fromkeys(names[round(place)] for place in np.linspace(0, len(names) - 1, min(STAGES, len(names)))))
-    return tuple(last.values())[-STAGES:]
+    grids = network.layers()
+    nodes = {path: node for path, node in network.layer_nodes().items() if path in grids}
+    # A module's last node may be its parent's too: the parent names it.
+    outermost = {node: path for path, node in sorted(nodes.items(), key=lambda one: -one[0].count("."))}
+    found = [outermost[node] for node in sorted(outermost)]  # in the order in which they compute
+    different = min(STAGES, len({grids[path].grid for path in found}))
+    for depth in range(max(path.count(".") for path in found) + 1):
+        shallow = [path for path in found if path.count(".") <= depth]
+        last = {grids[path].grid: path for path in shallow}
+        if different == 1 and len(shallow) >= min(2 * STAGES, len(found)):
+            places = np.linspace(0, len(shallow) - 1, min(STAGES, len(shallow)))
+            return tuple(shallow[round(place)] for place in places)
+        if len(last) >= different > 1:
+            chosen = set(sorted(last.values(), key=shallow.index)[-STAGES:])
+            return tuple(path for path in shallow if path in chosen)
+    return tuple(found[-1:])
 
 
 def inspect(image: Tensor, parts: Split, asked: Inspection) -> Inspected:

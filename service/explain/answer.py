@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from service.engine.work import LayerInfo
+from service.engine.work import Evaluation, LayerInfo, LayerView
 from service.explain.options import Targets
 
 __all__ = [
-    "Answer", "Delivery", "Encoded", "Explanation", "ImageInfo", "ImageResult", "LayerInfo", "MethodInfo", "ModelIdentity",
+    "Answer", "Delivery", "Encoded", "Evaluation", "Explanation", "ImageInfo", "ImageResult", "LayerInfo", "LayerView",
+    "MethodInfo", "ModelIdentity",
     "ModelInfo", "Prediction", "Subject", "Timings",
 ]  # fmt: skip
 
@@ -85,13 +86,26 @@ class Explanation:
     region: tuple[int, int, int, int]
     heatmap: Encoded | list[Any] | None
     overlay: Encoded | None
+    evaluation: Evaluation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What the layers of a network do for one class of one image; `versus` as in an explanation."""
+
+    prediction: Prediction
+    versus: Prediction | None
+    layers: tuple[LayerView, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
+    """`inspection` where that was asked for, in place of explanations."""
+
     image: ImageInfo
     predictions: tuple[Prediction, ...]
     explanations: tuple[Explanation, ...]
+    inspection: Inspected | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from service.engine.work import Outcome
+from service.engine.work import Evaluation, Examination, Outcome
 from service.explain.answer import Delivery, Encoded, Explanation, ImageResult, Prediction
+from service.explain.curves import curves
 from service.explain.model import Model, Reading, Wanted
 from service.explain.options import Options
 from service.explain.seeing import Canvas, Map, Pixels, Seen
@@ -31,27 +32,40 @@ class Drawn:
     overlay: Encoded | None = None
 
 
+def measure(seen: Seen, outcome: Outcome, model: Model, options: Options, abandoned: threading.Event) -> tuple[Evaluation, ...]:
+    """Holds one image's maps, as they will be drawn, against the network; for the model's own thread, as it takes long."""
+    heatmaps = _heatmaps(seen, outcome, options)
+    grid = heatmaps[0].grid if heatmaps else (1, 1)
+    maps = tuple(heatmap.values for heatmap in heatmaps)
+    return model.network.examine(Examination(seen.pixels, outcome.classes, maps, grid, model.card.labels.activation, abandoned))
+
+
 def draw(
-    seen: Seen, outcome: Outcome, wanted: Wanted, model: Model, options: Options, delivery: Delivery, abandoned: threading.Event
+    seen: Seen,
+    outcome: Outcome,
+    wanted: Wanted,
+    evaluations: Sequence[Evaluation],
+    model: Model,
+    options: Options,
+    delivery: Delivery,
+    abandoned: threading.Event,
 ) -> Drawn:
-    """Draws everything that was asked for of one image; stops between classes when nobody waits any more."""
+    """Draws everything that was asked for of one image; stops between classes when nobody waits any more.
+
+    `evaluations`: one for each class, or none.
+    """
     reading = Reading(outcome.logits, model.labels, model.card.labels.activation)
     predictions = reading.best(wanted.listed)
     if not outcome.classes:
         return Drawn(ImageResult(seen.info, predictions, ()))
-    heatmaps = render_maps(
-        outcome.maps,
-        polarity=options.polarity,
-        scale=options.scale,
-        input_size=seen.placement.input_size,
-        clip=(options.clip_percent_lowerbound, options.clip_percent_upperbound),
-    )
+    heatmaps = _heatmaps(seen, outcome, options)
     canvas = Canvas.of(seen, options.size)
     explanations: list[Explanation] = []
     rows: list[Row] = []
     arrays: list[Map] = []
     picture: Encoded | None = None
-    for class_id, heatmap in zip(outcome.classes, heatmaps, strict=True):
+    measured: Sequence[Evaluation | None] = evaluations or [None] * len(heatmaps)
+    for class_id, heatmap, evaluation in zip(outcome.classes, heatmaps, measured, strict=True):
         if abandoned.is_set():
             break
         prediction = reading.of(class_id)
@@ -63,10 +77,11 @@ def draw(
         elif delivery != "json" and options.overlay_type == "panel":
             rows.append(_row(canvas, heatmap, options, prediction, versus))
         elif delivery != "json":
-            picture = _picture(_one(canvas, heatmap, options, prediction, versus), delivery)
+            picture = _picture(_one(canvas, heatmap, options, prediction, versus, evaluation), delivery)
         else:
             encoded = _heatmap(canvas, heatmap, options)
-            overlay = _picture(_one(canvas, heatmap, options, prediction, versus), "png") if options.overlay else None
+            if options.overlay:
+                overlay = _picture(_one(canvas, heatmap, options, prediction, versus, evaluation), "png")
         explanations.append(
             Explanation(
                 prediction=prediction,
@@ -82,6 +97,7 @@ def draw(
                 region=seen.placement.region,
                 heatmap=encoded,
                 overlay=overlay,
+                evaluation=evaluation,
             )
         )
     return Drawn(ImageResult(seen.info, predictions, tuple(explanations)), tuple(rows), tuple(arrays), picture)
@@ -99,6 +115,16 @@ def document(drawn: Sequence[Drawn], options: Options, delivery: Delivery) -> En
     if rows:
         return _picture(_sheet(rows, options), delivery)
     return drawn[0].overlay
+
+
+def _heatmaps(seen: Seen, outcome: Outcome, options: Options) -> tuple[Heatmap, ...]:
+    return render_maps(
+        outcome.maps,
+        polarity=options.polarity,
+        scale=options.scale,
+        input_size=seen.placement.input_size,
+        clip=(options.clip_percent_lowerbound, options.clip_percent_upperbound),
+    )
 
 
 def _heatmap(canvas: Canvas, heatmap: Heatmap, options: Options) -> Encoded | list[Any] | None:
@@ -139,8 +165,18 @@ def _row(canvas: Canvas, heatmap: Heatmap, options: Options, prediction: Predict
     )
 
 
-def _one(canvas: Canvas, heatmap: Heatmap, options: Options, prediction: Prediction, versus: Prediction | None) -> Pixels:
+def _one(
+    canvas: Canvas,
+    heatmap: Heatmap,
+    options: Options,
+    prediction: Prediction,
+    versus: Prediction | None,
+    evaluation: Evaluation | None,
+) -> Pixels:
     """One class's picture of whatever kind."""
+    if options.overlay_type == "curves":
+        assert evaluation is not None  # Plan.evaluates
+        return curves(evaluation, options.method, prediction)
     if options.overlay_type == "panel":
         return _sheet([_row(canvas, heatmap, options, prediction, versus)], options)
     return _overlay(canvas, heatmap, options, options.overlay_type)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from service.engine.methods import METHODS
+from service.engine.work import Evaluation
 from service.errors import DeadlineExceeded, ImageError, Overloaded, ParameterInvalid
 from service.explain.answer import Answer, Delivery, MethodInfo, Subject, Timings
-from service.explain.drawing import document, draw
+from service.explain.batcher import Done
+from service.explain.drawing import Drawn, document, draw, measure
+from service.explain.inspection import draw_inspection, inspections
 from service.explain.options import Options
 from service.explain.plan import Plan
 from service.explain.registry import Registry
@@ -23,6 +27,8 @@ from service.settings import Settings
 from service.telemetry import Metrics
 
 T = TypeVar("T")
+Asked = tuple[Sequence[Done[Any]], Sequence[Callable[[], Drawn]]]  # what the network said, and how it is drawn
+Ask = Callable[[Plan, Sequence[Seen], float, threading.Event], Awaitable[Asked]]
 
 
 class Explainer:
@@ -57,11 +63,17 @@ class Explainer:
         """
         plan = self._plan(subjects, options, delivery, explain=True)
         plan.check_delivery()
-        return await self._answer(plan, deadline)
+        return await self._answer(plan, deadline, self._explained)
+
+    async def inspect(self, subjects: Sequence[Subject], options: Options, delivery: Delivery, deadline: float) -> Answer:
+        """Looks into layers for one class of every subject; as `explain`, without explanations."""
+        plan = self._plan(subjects, options, delivery, explain=True)
+        plan.check_inspection()
+        return await self._answer(plan, deadline, self._inspected)
 
     async def predict(self, subjects: Sequence[Subject], options: Options, deadline: float) -> Answer:
         """Predicts every subject; as `explain`, without explanations: the options that shape one are only checked."""
-        return await self._answer(self._plan(subjects, options, "json", explain=False), deadline)
+        return await self._answer(self._plan(subjects, options, "json", explain=False), deadline, self._explained)
 
     def methods(self) -> list[MethodInfo]:
         """Every explanation method."""
@@ -79,7 +91,7 @@ class Explainer:
         wanted = tuple(model.wanted(subject.targets, explain=explain, most=most) for subject in subjects)
         return Plan(model, method if explain else METHODS["gradcam"], tuning, tuple(subjects), wanted, options, delivery)
 
-    async def _answer(self, plan: Plan, deadline: float) -> Answer:
+    async def _answer(self, plan: Plan, deadline: float, ask: Ask) -> Answer:
         model, options = plan.model, plan.options
         clock = time.perf_counter  # finer than uvloop's, which ticks in milliseconds
         started = clock()
@@ -91,14 +103,9 @@ class Explainer:
                     seen = await self._decode(plan)
                 decoded = clock()
                 check_effort(seen, plan.wanted, options, plan.delivery)
-                done = await plan.lane.submit(plan.works(seen, abandoned), deadline=deadline)
+                done, drawing = await ask(plan, seen, deadline, abandoned)
                 inferred = clock()
-                drawn = await asyncio.gather(
-                    *(
-                        self._in_thread(draw, image, item.value, asked, model, options, plan.delivery, abandoned)
-                        for image, item, asked in zip(seen, done, plan.wanted, strict=True)
-                    )
-                )
+                drawn = await asyncio.gather(*(self._in_thread(one) for one in drawing))
                 whole = await self._in_thread(document, drawn, options, plan.delivery)
         except TimeoutError:
             raise DeadlineExceeded("The answer was not ready in time. Try again, with fewer images or classes.") from None
@@ -117,6 +124,32 @@ class Explainer:
             batch_size=max(item.batch_size for item in done),
             document=whole,
         )
+
+    async def _explained(self, plan: Plan, seen: Sequence[Seen], deadline: float, abandoned: threading.Event) -> Asked:
+        """Maps of every image, measured where that is asked for."""
+        done = await plan.lane.submit(plan.works(seen, abandoned), deadline=deadline)
+        measured: list[tuple[Evaluation, ...]] = [()] * len(done)
+        if plan.evaluates:
+            jobs = [
+                partial(measure, image, item.value, plan.model, plan.options, abandoned)
+                for image, item in zip(seen, done, strict=True)
+            ]
+            measured = [item.value for item in await plan.model.aside(jobs, deadline)]
+        drawing = [
+            partial(draw, image, item.value, asked, evaluations, plan.model, plan.options, plan.delivery, abandoned)
+            for image, item, asked, evaluations in zip(seen, done, plan.wanted, measured, strict=True)
+        ]
+        return done, drawing
+
+    async def _inspected(self, plan: Plan, seen: Sequence[Seen], deadline: float, abandoned: threading.Event) -> Asked:
+        """Layers for every image."""
+        jobs = [partial(plan.model.network.inspect, one) for one in inspections(plan, seen, abandoned)]
+        done = await plan.model.aside(jobs, deadline)
+        drawing = [
+            partial(draw_inspection, image, item.value, asked, plan.model, plan.options, plan.delivery)
+            for image, item, asked in zip(seen, done, plan.wanted, strict=True)
+        ]
+        return done, drawing
 
     @contextmanager
     def _admitted(self, plan: Plan) -> Iterator[None]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,13 @@ from service.engine.network import Network
 from service.engine.work import Outcome, Work
 from service.errors import ConfigurationError, ParameterInvalid
 from service.explain.answer import ModelIdentity, ModelInfo, Prediction
-from service.explain.batcher import Batcher
+from service.explain.batcher import Batcher, Done
 from service.explain.options import Targets
 from service.imaging.geometry import InputSpec
 from service.settings import Settings
 from service.telemetry import Metrics
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +105,16 @@ class Model:
         )
         self._users = 0
         self._idle = asyncio.Event()
-        # Long methods run one at a time, beside the batches, and step aside for them.
+        # What takes long runs one at a time, beside the batches, and steps aside for them.
         self.slow_batcher: Batcher[Work, Outcome] = Batcher(
             network.run_slowly, name=f"{card.name} slow", max_batch_size=1, max_queue_size=settings.max_queue_size
+        )
+
+        self._jobs: Batcher[Callable[[], Any], Any] = Batcher(
+            lambda jobs: [job() for job in jobs],
+            name=f"{card.name} aside",
+            max_batch_size=1,
+            max_queue_size=settings.max_queue_size,
         )
 
     @classmethod
@@ -133,6 +143,7 @@ class Model:
         """Starts the workers and sends one prediction through."""
         await self.batcher.start()
         await self.slow_batcher.start()
+        await self._jobs.start()
         blank = np.zeros((self.spec.height, self.spec.width, 3), np.uint8)
         await self.batcher.submit([Work(blank)], deadline=asyncio.get_running_loop().time() + 60)
 
@@ -141,7 +152,7 @@ class Model:
         while self._users:
             self._idle.clear()
             await self._idle.wait()
-        await asyncio.gather(self.batcher.close(), self.slow_batcher.close())
+        await asyncio.gather(self.batcher.close(), self.slow_batcher.close(), self._jobs.close())
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[None]:
@@ -156,7 +167,12 @@ class Model:
     @property
     def alive(self) -> bool:
         """Whether the workers are there to answer."""
-        return self.batcher.alive and self.slow_batcher.alive
+        return self.batcher.alive and self.slow_batcher.alive and self._jobs.alive
+
+    async def aside(self, jobs: Sequence[Callable[[], T]], deadline: float) -> list[Done[T]]:
+        """Runs what is no batch, one at a time in a thread of its own; as `Batcher.submit`, with the same errors."""
+        done: list[Done[T]] = await self._jobs.submit(jobs, deadline=deadline)
+        return done
 
     def wanted(self, targets: Targets, *, explain: bool, most: int) -> Wanted:
         """Which classes an image's targets mean.

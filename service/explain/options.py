@@ -19,7 +19,7 @@ ColorMap = Literal[
 Polarity = Literal["positive", "negative", "both"]
 Scale = Literal["minmax", "max", "shared", "none"]
 Fit = Literal["crop", "squash", "pad", "native"]
-OverlayType = Literal["original", "grayscale", "mask_black", "none", "panel"]
+OverlayType = Literal["original", "grayscale", "mask_black", "none", "panel", "curves"]
 HeatmapEncoding = Literal["png", "png16", "npy", "list", "none"]
 Format = Literal["png", "jpeg", "webp", "json", "npy"]
 
@@ -125,7 +125,7 @@ class Options(Targets, Tunings):
     overlay_type: OverlayType = Field(
         "original",
         description="`original`, `grayscale`, `mask_black` (the picture shows where the map is hot), `none` (heatmap alone), "
-        "`panel` (picture, heatmap and overlay side by side; one row per class).",
+        "`panel` (picture, heatmap and overlay side by side; one row per class), `curves` (a plot of what `evaluate` finds).",
     )
     clip_percent_lowerbound: float = Field(
         0.0, ge=0, le=100, allow_inf_nan=False, description="Map values below this percentile show as the lowest."
@@ -141,6 +141,12 @@ class Options(Targets, Tunings):
         "png", description="Heatmap in JSON: 8-bit grey, 16-bit grey, float32 .npy, nested list, none."
     )
     overlay: bool = Field(default=False, description="Include the overlay in JSON too.")
+    evaluate: bool = Field(
+        default=False,
+        description="In JSON: measure each explanation against the network (deletion, insertion, average drop, ROAD), beside a "
+        "random map and a map of the centre. Takes many passes.",
+    )
+    channels: int = Field(8, ge=1, le=64, description="With /inspect: how many of a layer's strongest channels are shown.")
     format: Format | None = Field(None, description="Answer as; the Accept header decides if not given.")
 
     @model_validator(mode="after")

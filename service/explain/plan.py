@@ -6,9 +6,10 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from service.engine.examination import PASSES_PER_MAP
 from service.engine.methods.method import Method
 from service.engine.work import Outcome, Tuning, Work
-from service.errors import DeadlineExceeded, NotAcceptable
+from service.errors import DeadlineExceeded, NotAcceptable, ParameterInvalid
 from service.explain.answer import Delivery, Subject
 from service.explain.batcher import Batcher
 from service.explain.model import Model, Wanted
@@ -37,6 +38,13 @@ class Plan:
     def lane(self) -> Batcher[Work, Outcome]:
         """The worker that runs it."""
         return self.model.slow_batcher if self.slow else self.model.batcher
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether explanations are to be measured: only where the answer has a place for it."""
+        plotted = self.options.overlay_type == "curves" and (self.delivery != "json" or self.options.overlay)
+        explains = any(asked.classes or asked.best for asked in self.wanted)
+        return explains and self.delivery != "npy" and (plotted or (self.options.evaluate and self.delivery == "json"))
 
     def works(self, seen: Sequence[Seen], abandoned: threading.Event) -> list[Work]:
         """What the network is asked; for predictions alone without a layer, so that they share any batch."""
@@ -69,16 +77,31 @@ class Plan:
                 "overlay_type=panel for one sheet with a row each, or accept application/json."
             )
 
+    def check_inspection(self) -> None:
+        """Refuses to look at several classes, or to show several images as one.
+
+        Raises:
+            ParameterInvalid: an image names more than one class.
+            NotAcceptable: one picture cannot answer this request.
+        """
+        if any(max(len(asked.classes), asked.best) > 1 for asked in self.wanted):
+            raise ParameterInvalid("class_id, class_name, top_k: one class of an image is looked at. Name one, or none.")
+        if self.delivery != "json" and len(self.wanted) > 1:
+            raise NotAcceptable("A sheet shows layers for one image. Send one, or accept application/json.")
+
     def check_time(self, left_s: float) -> None:
         """Refuses at once what could not be ready in time.
 
         Raises:
             DeadlineExceeded: the passes that the method needs would take longer than there is time.
         """
-        passes = sum(self.method.passes(self.tuning) * (len(asked.classes) or asked.best) for asked in self.wanted)
+        maps = [len(asked.classes) or asked.best for asked in self.wanted]
+        passes = sum(self.method.passes(self.tuning) * count for count in maps)
+        if self.evaluates:
+            passes += sum(PASSES_PER_MAP * (count + 2) for count in maps)  # two baselines for each image
         needed = passes * self.model.network.seconds_per_image
-        if self.slow and needed > left_s:
+        if (self.slow or self.evaluates) and needed > left_s:
             raise DeadlineExceeded(
-                f"{self.method.name} would need about {needed:.0f} s here, {left_s:.0f} s are left. Ask for fewer samples or "
-                "classes, or have request_timeout_s raised."
+                f"This would need about {needed:.0f} s here, {left_s:.0f} s are left. Ask for fewer samples or classes, or "
+                "have request_timeout_s raised."
             )

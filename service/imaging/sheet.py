@@ -25,7 +25,7 @@ class Pen:
     def write(
         self, left: float, top: float, text: str, size: int, ink: tuple[int, int, int], room: float, *, right: bool = False
     ) -> None:
-        """Writes at a corner, in the sheet's own lengths; `right` makes it the upper right one; longer than `room` it is cut short."""
+        """Writes at the upper left corner, or upper `right`, in the sheet's own lengths; no longer than `room`."""
         font = self._fonts.setdefault(size, ImageFont.load_default(max(5.0, size * self._scale)))
         text = "".join(letter if letter.isprintable() else " " for letter in text)
         if self._draw.textlength(text, font) > room * self._scale:

@@ -25,7 +25,7 @@ async def test_explain_json_is_the_documented_shape(client: httpx.AsyncClient) -
     assert list(document["results"][0]) == ["image", "predictions", "explanations"]
     assert list(document["results"][0]["explanations"][0]) == [
         "class_id", "label", "wordnet_id", "probability", "logit", "versus", "method", "layer", "polarity", "scale", "raw_min",
-        "raw_max", "blank", "grid", "region", "heatmap", "overlay",
+        "raw_max", "blank", "grid", "region", "heatmap", "overlay", "evaluation",
     ]  # fmt: skip
     heatmap = document["results"][0]["explanations"][0]["heatmap"]
     assert list(heatmap) == ["media_type", "width", "height", "b64"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from service.api.negotiation import EXPLAIN, PREDICT, negotiate
+from service.api.negotiation import OFFERS, negotiate
 from service.errors import NotAcceptable
 from service.explain.answer import Delivery
 from tests.api.standins import StandInExplainer
+
+EXPLAIN, PREDICT = OFFERS["explain"], OFFERS["predict"]
 
 
 @pytest.mark.parametrize(

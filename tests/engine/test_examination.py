@@ -116,7 +116,7 @@ def test_it_stops_when_nobody_waits(toy: Network) -> None:
     gone = threading.Event()
     gone.set()
     with pytest.raises(DeadlineExceeded):
-        toy.examine(Examination(white(), (0,), (perfect(),), (8, 8), gone))
+        toy.examine(Examination(white(), (0,), (perfect(),), (8, 8), abandoned=gone))
 
 
 def test_order_is_a_ranking_even_of_a_map_of_zeros() -> None:

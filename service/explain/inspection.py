@@ -1,0 +1,77 @@
+"""What layers do for a class, as an answer: asked of the network, drawn as a sheet of feature maps. Knows no HTTP, no torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.work import Inspected, Inspection, LayerView
+from service.explain import answer
+from service.explain.answer import Delivery, Encoded, ImageResult
+from service.explain.drawing import Drawn
+from service.explain.model import Model, Reading, Wanted
+from service.explain.options import Options
+from service.explain.plan import Plan
+from service.explain.seeing import Seen
+from service.imaging import colors
+from service.imaging.encode import encode_picture
+from service.imaging.tiles import Section, Tile, tile_sheet
+
+COLUMNS = 8
+COLOR_MAP = "viridis"  # unless another is asked for
+
+
+def inspections(plan: Plan, seen: Sequence[Seen], abandoned: threading.Event) -> list[Inspection]:
+    """What the network is asked, for each image."""
+    return [
+        Inspection(
+            image.pixels,
+            asked.classes[0] if asked.classes else None,
+            asked.versus,
+            plan.options.layer,
+            plan.options.channels,
+            abandoned,
+        )
+        for image, asked in zip(seen, plan.wanted, strict=True)
+    ]
+
+
+def draw_inspection(
+    seen: Seen, inspected: Inspected, wanted: Wanted, model: Model, options: Options, delivery: Delivery
+) -> Drawn:
+    """One image's part of the answer, with the sheet where a picture is asked for."""
+    reading = Reading(inspected.logits, model.labels, model.card.labels.activation)
+    found = answer.Inspected(
+        reading.of(inspected.class_id), None if wanted.versus is None else reading.of(wanted.versus), inspected.layers
+    )
+    picture: Encoded | None = None
+    if delivery != "json":
+        assert delivery != "npy"  # no route offers it
+        label = found.prediction.label
+        sheet = tile_sheet([_section(view, label, options) for view in inspected.layers], columns=COLUMNS)
+        height, width, _ = sheet.shape
+        picture = Encoded(f"image/{delivery}", width, height, encode_picture(sheet, delivery))
+    return Drawn(ImageResult(seen.info, reading.best(wanted.listed), (), found), overlay=picture)
+
+
+def _section(view: LayerView, label: str, options: Options) -> Section:
+    channels, rows, columns = view.shape
+    return Section(
+        f"{view.layer}   {channels} x {rows} x {columns}",
+        f"activations {view.activation_min:.3g} to {view.activation_max:.3g}, mean {view.activation_mean:.3g}; the channels "
+        f"that weigh most for {label}, with their weight (mean gradient)",
+        tuple(
+            Tile(_feature_map(values, options.color_map or COLOR_MAP), f"{one.channel}:  {one.weight:+.2g}")
+            for one, values in zip(view.strongest, view.maps, strict=True)
+        ),
+    )
+
+
+def _feature_map(values: NDArray[np.float32], color_map: str) -> NDArray[np.uint8]:
+    """From its own lowest to its own highest value."""
+    low, high = float(values.min()), float(values.max())
+    shades = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return colors.colorize(np.asarray(shades, np.float32), color_map, signed=False)
