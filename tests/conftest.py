@@ -1,10 +1,11 @@
-"""The service as it is run: uvicorn on a free port with the embedded model, started once for all tests that ask for it."""
+"""The service as it is run: uvicorn on a free port, started once for all tests that ask for it."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
@@ -29,23 +30,38 @@ class Running:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Running]:
     """The default service, ready."""
-    app = create_app(Settings(log_format="json"))
+    with running(Settings(log_format="json")) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def gallery() -> Iterator[Running]:
+    """A service of several networks, with time for methods that ask them often; all but the first have random weights."""
+    models = ("efficientnet_lite0", "resnet50", "vgg16", "xception", "vit_b_16")
+    with running(Settings(models=models, random_weights=True, request_timeout_s=300, log_format="json")) as service:
+        yield service
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[Running]:
+    """A server of this process, ready; ended at the end."""
+    app = create_app(settings)
     config = uvicorn.Config(app, port=0, log_config=None, access_log=False)
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, name="server")
+    uvicorn_server = uvicorn.Server(config)
+    thread = threading.Thread(target=uvicorn_server.run, name="server")
     thread.start()
     try:
         started = time.monotonic()
-        while not running.started and thread.is_alive() and time.monotonic() - started < START_S:
+        while not uvicorn_server.started and thread.is_alive() and time.monotonic() - started < START_S:
             time.sleep(0.02)
-        assert running.started
-        host, port = running.servers[0].sockets[0].getsockname()[:2]
+        assert uvicorn_server.started
+        host, port = uvicorn_server.servers[0].sockets[0].getsockname()[:2]
         url = f"http://{host}:{port}"
         while httpx.get(f"{url}/readyz").status_code != 200:
             assert time.monotonic() - started < START_S
             time.sleep(0.1)
         yield Running(url, app)
     finally:
-        running.should_exit = True
+        uvicorn_server.should_exit = True
         thread.join(30)
     assert not thread.is_alive()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from service.api.measures import Channel, Evaluation, Histogram, Shape
 from service.explain.options import Options, Targets
 
 EXAMPLE_PREDICTION: dict[str, Any] = {
@@ -18,10 +19,6 @@ EXAMPLE_MODEL: dict[str, Any] = {
     "name": "efficientnet_lite0", "version": "1", "digest": "sha256:57934424...", "precision": "fp32", "engine": "torch",
     "device": "cpu",
 }  # fmt: skip
-
-
-class _Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 # Requests ---------------------------------------------------------------------------------------------------------------
@@ -51,7 +48,7 @@ class FormRequest(Options):
 # Answers ----------------------------------------------------------------------------------------------------------------
 
 
-class ModelIdentity(_Shape):
+class ModelIdentity(Shape):
     """The model that answered."""
 
     name: str
@@ -64,7 +61,7 @@ class ModelIdentity(_Shape):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": EXAMPLE_MODEL})
 
 
-class ImageInfo(_Shape):
+class ImageInfo(Shape):
     """The picture after EXIF orientation."""
 
     width: int = Field(ge=1)
@@ -73,7 +70,7 @@ class ImageInfo(_Shape):
     sha256: str = Field(description="Of the bytes received.")
 
 
-class Prediction(_Shape):
+class Prediction(Shape):
     class_id: int = Field(ge=0)
     label: str
     wordnet_id: str | None
@@ -83,39 +80,13 @@ class Prediction(_Shape):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": EXAMPLE_PREDICTION})
 
 
-class Encoded(_Shape):
+class Encoded(Shape):
     """A picture or an array in base64."""
 
     media_type: str
     width: int
     height: int
     b64: str
-
-
-class Faithfulness(_Shape):
-    """How one map fares; probabilities are of the class explained."""
-
-    deletion: float = Field(description="Area under `deletion_curve`; low is good.")
-    insertion: float = Field(description="Area under `insertion_curve`; high is good.")
-    average_drop: float = Field(description="Part of the probability lost when the map masks the picture; low is good.")
-    road: float = Field(description="Mean of (`road_least` - `road_most`) / 2; high is good.")
-    deletion_curve: list[float] = Field(description="Probability while pixels, hottest first, are set to the channels' means.")
-    insertion_curve: list[float] = Field(
-        description="Probability while pixels, hottest first, enter the picture blurred by a Gaussian (kernel 11, sigma 5)."
-    )
-    road_most: list[float] = Field(description="Probability without the hottest pixels, for each of `road_percent`.")
-    road_least: list[float] = Field(description="Probability without the coldest pixels.")
-
-
-class Evaluation(_Shape):
-    """A map measured against the network, beside a random map on the same grid and a bump in the centre: read it by those."""
-
-    steps: int = Field(description="Of the curves, from 0 to all of the pixels.")
-    road_percent: list[int] = Field(description="Pixels removed, which ROAD makes up from their neighbours.")
-    probability: float = Field(description="Of the class in the whole picture.")
-    map: Faithfulness
-    random: Faithfulness
-    center: Faithfulness
 
 
 class Explanation(Prediction):
@@ -151,7 +122,7 @@ class Explanation(Prediction):
     )  # fmt: skip
 
 
-class PredictResult(_Shape):
+class PredictResult(Shape):
     image: ImageInfo
     predictions: list[Prediction] = Field(description="The best classes, the best first.")
 
@@ -160,20 +131,7 @@ class ExplainResult(PredictResult):
     explanations: list[Explanation] = Field(description="One for each class asked for, in that order.")
 
 
-class Histogram(_Shape):
-    """Counts of values between edges; one more edge than counts."""
-
-    edges: list[float]
-    counts: list[int]
-
-
-class Channel(_Shape):
-    channel: int
-    weight: float = Field(description="Mean gradient of the score, as in Grad-CAM.")
-    mean: float = Field(description="Mean activation.")
-
-
-class LayerView(_Shape):
+class LayerView(Shape):
     """What one layer does for a class."""
 
     layer: str
@@ -197,7 +155,7 @@ class InspectResult(PredictResult):
     inspection: Inspected
 
 
-class Timings(_Shape):
+class Timings(Shape):
     """Milliseconds per stage; of several images the slowest. `queue` is the wait for the network, `infer` the network."""
 
     decode: float
@@ -207,7 +165,7 @@ class Timings(_Shape):
     total: float
 
 
-class PredictResponse(_Shape):
+class PredictResponse(Shape):
     id: str = Field(description="The request's id.")
     model: ModelIdentity
     results: list[PredictResult] = Field(description="One for each image, in the order sent.")
@@ -215,7 +173,7 @@ class PredictResponse(_Shape):
     batch_size: int = Field(description="Images in the network's pass that answered this request.")
 
 
-class ExplainResponse(_Shape):
+class ExplainResponse(Shape):
     id: str = Field(description="The request's id.")
     model: ModelIdentity
     results: list[ExplainResult] = Field(description="One for each image, in the order sent.")
@@ -223,7 +181,7 @@ class ExplainResponse(_Shape):
     batch_size: int = Field(description="Images in the network's pass that answered this request.")
 
 
-class InspectResponse(_Shape):
+class InspectResponse(Shape):
     id: str = Field(description="The request's id.")
     model: ModelIdentity
     results: list[InspectResult] = Field(description="One for each image, in the order sent.")
@@ -234,13 +192,13 @@ class InspectResponse(_Shape):
 # The catalogue and the operator's routes --------------------------------------------------------------------------------
 
 
-class Layer(_Shape):
+class Layer(Shape):
     name: str
     channels: int
     grid: tuple[int, int] = Field(description="Rows and columns at the default input size.")
 
 
-class Model(_Shape):
+class Model(Shape):
     """A card and the state of its model. What only a loaded model knows is null or empty before it is ready."""
 
     name: str
@@ -259,11 +217,11 @@ class Model(_Shape):
     digest: str | None = Field(description="Of the weights.")
 
 
-class ModelList(_Shape):
+class ModelList(Shape):
     models: list[Model]
 
 
-class Method(_Shape):
+class Method(Shape):
     name: str
     family: str
     cost: Literal["none", "head", "forward", "many forwards"]
@@ -272,15 +230,15 @@ class Method(_Shape):
     summary: str
 
 
-class MethodList(_Shape):
+class MethodList(Shape):
     methods: list[Method]
 
 
-class Health(_Shape):
+class Health(Shape):
     status: Literal["alive", "ready"]
 
 
-class Welcome(_Shape):
+class Welcome(Shape):
     status: Literal["alive"]
     name: str
     version: str
@@ -291,7 +249,7 @@ class Welcome(_Shape):
     docs: str
 
 
-class Problem(_Shape):
+class Problem(Shape):
     """RFC 9457."""
 
     type: str

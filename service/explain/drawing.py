@@ -44,11 +44,11 @@ def draw(
     seen: Seen,
     outcome: Outcome,
     wanted: Wanted,
-    evaluations: Sequence[Evaluation],
     model: Model,
     options: Options,
     delivery: Delivery,
     abandoned: threading.Event,
+    evaluations: Sequence[Evaluation] = (),
 ) -> Drawn:
     """Draws everything that was asked for of one image; stops between classes when nobody waits any more.
 

@@ -136,7 +136,7 @@ class Explainer:
             ]
             measured = [item.value for item in await plan.model.aside(jobs, deadline)]
         drawing = [
-            partial(draw, image, item.value, asked, evaluations, plan.model, plan.options, plan.delivery, abandoned)
+            partial(draw, image, item.value, asked, plan.model, plan.options, plan.delivery, abandoned, evaluations)
             for image, item, asked, evaluations in zip(seen, done, plan.wanted, measured, strict=True)
         ]
         return done, drawing

@@ -63,4 +63,4 @@ def test_options_are_the_same_in_every_room() -> None:
     assert get_args(Fit) == get_args(geometry.Fit) == get_args(card.Fit)
     assert get_args(Polarity) == get_args(heatmap.Polarity)
     assert get_args(Scale) == get_args(heatmap.Scale)
-    assert set(get_args(OverlayType)) == {*get_args(overlay.OverlayType), "panel"}
+    assert set(get_args(OverlayType)) == {*get_args(overlay.OverlayType), "panel", "curves"}
