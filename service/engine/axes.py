@@ -1,4 +1,4 @@
-"""What each dimension of each tensor in a graph means: followed from the picture through every operation, not guessed from sizes.
+"""What each dimension of each tensor in a graph means: followed from the picture on, not guessed from sizes.
 
 A picture enters as (batch, channels, rows, columns). A convolution keeps that order, a permutation moves it, a flattening turns
 rows x columns into tokens, a concatenation puts a class token before them. Sizes alone would mislead: a transformer of width
@@ -98,14 +98,15 @@ class Tracker:
     def _joined(self, parts: Sequence[fx.Node], dim: int) -> Axes | None:
         """Concatenated: what stands before the places shifts them."""
         before: Any = 0
+        known: Axes | None = None
         for part in parts:
             axes, size = self._known.get(part), shape(part)
-            if axes is not None:
-                axis = axes[dim]
-                joined = replace(axis, before=axis.before + before) if isinstance(axis, Tokens) else axis
-                return _with(axes, dim, joined)
+            axis = axes[dim] if axes is not None else None
+            if axes is not None and isinstance(axis, Tokens):
+                return _with(axes, dim, replace(axis, before=axis.before + before))
+            known = known or axes
             before += size[dim] if size else 0
-        return None
+        return known
 
     def _regrouped(self, source: Any, axes: Axes, node: fx.Node) -> Axes | None:
         """Viewed under other sizes: dimensions are matched in groups whose products agree, from the left."""

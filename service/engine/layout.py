@@ -37,13 +37,16 @@ class Layout:
         return activations
 
     def from_nchw(self, grid: Tensor, own: Tensor) -> Tensor:
-        """``[N, K, h, w]`` as the layer's own activations; what is not grid (prefix tokens) is taken from `own`."""
+        """``[N, K, h, w]`` as the layer's own activations; what is not grid (prefix tokens) is taken from `own`.
+
+        Contiguous, as views behind the layer expect.
+        """
         if self.kind == "nhwc":
-            return grid.permute(0, 2, 3, 1)
+            return grid.permute(0, 2, 3, 1).contiguous()
         if self.kind == "tokens":
             places = grid.flatten(2).transpose(1, 2)
             return torch.cat([own[:, : self.prefix], places, own[:, self.prefix + places.shape[1] :]], dim=1)
-        return grid
+        return grid.contiguous()
 
 
 def layout_of(axes: Axes, sizes: tuple[int, ...]) -> tuple[Layout, int, tuple[int, int]] | None:

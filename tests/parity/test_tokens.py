@@ -54,7 +54,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], str, Callabl
         lambda: timm_vit(model_name="vit_tiny_patch16_224", img_size=64), (64, 64), "blocks.1.norm1", tokens(1, 4, 4),
     ),
     "class and distillation tokens": (
-        lambda: timm_vit(model_name="deit_tiny_distilled_patch16_224", img_size=64), (64, 64), "blocks.1.norm1", tokens(2, 4, 4),
+        lambda: timm_vit(model_name="deit_tiny_distilled_patch16_224", img_size=64), (64, 64), "blocks.1.norm1",
+        tokens(2, 4, 4),
     ),
     "registers, not square": (
         lambda: timm_vit(model_name="vit_small_patch14_reg4_dinov2", img_size=(56, 84)), (56, 84), "blocks.1.norm1",
