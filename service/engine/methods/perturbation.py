@@ -154,7 +154,7 @@ METHODS = (
         cost="many forwards",
         paper="https://arxiv.org/abs/1806.07421",
         summary="Random masks weighted by the class's logit of what each leaves visible.",
-        defaults=Tuning(samples=128, seed=0),
+        defaults=Tuning(samples=160, seed=0),
         explore=rise,
         layered=False,
         passes=lambda tuning: tuning.samples or 0,

@@ -92,13 +92,13 @@ def integrated_gradients(p: Probe) -> tuple[Tensor]:
 def gradient_shap(p: Probe) -> tuple[Tensor]:
     r"""Gradient SHAP: integrated gradients in expectation over noise and baselines.
 
-    .. math:: L_{ij} = \frac{1}{n} \sum_k \sum_c (x_k - b_k)_{cij} \nabla s(b_k + \alpha_k (x_k - b_k))_{cij},
+    .. math:: L_{ij} = \frac{1}{n} \sum_k \sum_c (x_k - b_k)_{cij} \nabla s(\alpha_k x_k + (1 - \alpha_k) b_k)_{cij},
         \qquad \alpha_k \sim U(0, 1)
 
     Lundberg and Lee 2017, https://arxiv.org/abs/1705.07874; expected gradients in Erion et al. 2019,
     https://arxiv.org/abs/1906.10670. captum's `GradientShap`, added over the channels: x_k is the picture with normal noise of
-    `noise` times its range. A baseline b_k is one plain colour, each channel N(0, 1): colours as common as in training, for that
-    is what the normalisation made of them. The map adds up to s(x) less the mean score of the baselines, on average.
+    `noise` times its range. A baseline b_k is one plain colour, each channel N(0, 1): colours as common as in training, for
+    that is what the normalisation made of them. The map adds up to s(x) less the mean score of the baselines, on average.
     n is `samples`.
     """
     samples, noise = p.tuning.samples, p.tuning.noise
@@ -110,8 +110,8 @@ def gradient_shap(p: Probe) -> tuple[Tensor]:
     def draw(count: int) -> tuple[Tensor, Tensor]:
         colors = torch.randn(count, p.image.shape[1], 1, 1, generator=generator).to(p.image)
         alphas = torch.rand(count, 1, 1, 1, generator=generator).to(p.image)
-        away = p.image + deviation * _normal(p, count, generator) - colors
-        return colors + alphas * away, away
+        noisy = p.image + deviation * _normal(p, count, generator)
+        return alphas * noisy + (1 - alphas) * colors, noisy - colors
 
     return (_weighted(p, samples, draw).sum(0) / samples,)
 
@@ -166,7 +166,7 @@ METHODS = (
         cost="many forwards",
         paper="https://arxiv.org/abs/1706.03825",
         summary="Saliency of the mean gradient over noisy copies of the picture.",
-        defaults=Tuning(samples=24, noise=0.15, seed=0),
+        defaults=Tuning(samples=32, noise=0.15, seed=0),
         explore=smoothgrad,
         layered=False,
         passes=lambda tuning: GRADIENT_COST * (tuning.samples or 0),
@@ -177,7 +177,7 @@ METHODS = (
         cost="many forwards",
         paper="https://arxiv.org/abs/1703.01365",
         summary="Gradients added up on the way from the mean colour to the picture; they sum to the difference in the logit.",
-        defaults=Tuning(steps=24),
+        defaults=Tuning(steps=32),
         explore=integrated_gradients,
         layered=False,
         passes=lambda tuning: GRADIENT_COST * (tuning.steps or 0),
@@ -188,7 +188,7 @@ METHODS = (
         cost="many forwards",
         paper="https://arxiv.org/abs/1705.07874",
         summary="Integrated gradients averaged over noise and over plain baselines of many colours.",
-        defaults=Tuning(samples=24, noise=0.1, seed=0),
+        defaults=Tuning(samples=32, noise=0.1, seed=0),
         explore=gradient_shap,
         layered=False,
         passes=lambda tuning: GRADIENT_COST * (tuning.samples or 0),
