@@ -27,8 +27,8 @@ from tests.photographs import CHELSEA, COFFEE, Photograph
 
 PHOTOGRAPHS = (CHELSEA, COFFEE)
 COLUMNS = 8
-TILE_WIDTH = 150
-COLORS = 128  # of the file's palette
+TILE_WIDTH = 170
+COLORS = 256  # of the file's palette
 
 
 def main() -> None:
@@ -61,7 +61,11 @@ async def draw(methods: list[str]) -> Image.Image:
 
 
 async def _tiles(explainer: Explainer, photograph: Photograph, method: str) -> list[Tile]:
-    options = Options(method=method, class_id=(photograph.top[0],), fit="squash", size=2 * TILE_WIDTH, scale="max")
+    # A few pixels outshine all others in maps of single pixels.
+    top = 100 if METHODS[method].layered else 99
+    options = Options(
+        method=method, class_id=(photograph.top[0],), fit="squash", size=2 * TILE_WIDTH, clip_percent_upperbound=top
+    )
     subject = Subject(photograph.data, options.targets)
     try:
         answer = await explainer.explain([subject], options, "png", asyncio.get_running_loop().time() + 3600)

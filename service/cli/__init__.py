@@ -18,7 +18,13 @@ from service.settings import Settings
 # Torch takes seconds to import, and --help should not: commands import what they run when they run.
 
 FAILED_START = 3  # a card, its weights or a setting is wrong; 2 is a wrong command line
-OVERLAY_OPTIONS = tuple(name for name in Options.model_fields if name not in {"heatmap", "overlay", "format"})
+OVERLAY_OPTIONS = tuple(
+    name for name in Options.model_fields if name not in {"heatmap", "overlay", "format", "evaluate", "channels"}
+)
+MAP_OPTIONS = (
+    "model", "class_id", "class_name", "versus", "top_k", "layer", "polarity", "scale", "fit",
+    "clip_percent_lowerbound", "clip_percent_upperbound",
+)  # fmt: skip
 
 app = typer.Typer(
     name="camserve",
@@ -72,6 +78,30 @@ def explain(
 
 
 @app.command()
+@with_fields("options", Options, *MAP_OPTIONS)
+@with_fields("settings", Settings, "models_dir", "device", "random_weights", "max_image_pixels", "threads")
+def evaluate(
+    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", exists=True)],
+    options: Options,
+    settings: Settings,
+    methods: Annotated[str, typer.Option(help="Methods to compare, with commas.")] = "gradcam,layercam,eigencam",
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for evaluation.csv and evaluation.png.")] = Path("out"),
+) -> None:
+    """Compare methods over pictures: deletion, insertion, average drop, ROAD and time, beside a random and a centre map."""
+    from service.cli.evaluation import evaluate_files  # noqa: PLC0415
+
+    try:
+        names = tuple(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
+        unread = evaluate_files(paths, out_dir, names, options, settings, out)
+    except ConfigurationError as error:
+        fail(str(error), code=FAILED_START)
+    except CamserveError as error:
+        fail(error.detail, code=2)
+    if unread:
+        raise typer.Exit(1)
+
+
+@app.command()
 @with_fields("settings", Settings, "models_dir", "device", "precision", "engine", "random_weights", "max_batch_size", "threads")
 def bench(
     settings: Settings,
@@ -100,9 +130,7 @@ def models(settings: Settings) -> None:
     except ConfigurationError as error:
         fail(str(error), code=FAILED_START)
     name = Column("name", no_wrap=True)  # what is typed must be readable, however narrow the terminal
-    table = Table(
-        name, "architecture", "weights", "layer", "description", title=str(settings.models_dir), title_justify="left"
-    )
+    table = Table(name, "architecture", "weights", "layer", "description", title=str(settings.models_dir), title_justify="left")
     for card in cards.values():
         architecture = f"{card.architecture.source} {card.architecture.name}"
         table.add_row(card.name, architecture, str(card.weights), ", ".join(card.explain.layer), card.description)

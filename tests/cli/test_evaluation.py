@@ -1,0 +1,52 @@
+"""`camserve evaluate` on a real photograph and one file that is none."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from service.cli import app
+from tests.photographs import COFFEE
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / COFFEE.path.name).write_bytes(COFFEE.data)
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_methods_are_compared(photos: Path, tmp_path: Path) -> None:
+    asked = ["evaluate", str(photos), "--methods", "gradcam,random_cam", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, asked, env={"COLUMNS": "160"})
+    assert result.exit_code == 1  # one file could not be read
+    assert "broken.png" in result.output
+    for name in ("gradcam", "random_cam", "random map", "map of the centre"):
+        assert name in result.output
+
+    with (tmp_path / "evaluation.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 3  # methods, each with its baselines
+
+    def value_of(label: str, figure: str) -> float:
+        (value,) = (float(row[figure]) for row in rows if row["map"] == label)
+        return value
+
+    # On this photograph Grad-CAM finds what matters: better than chance, the centre, and random channel weights.
+    for other in ("random map for gradcam", "map of the centre for gradcam", "random_cam"):
+        assert value_of("gradcam", "deletion") < value_of(other, "deletion")
+        assert value_of("gradcam", "insertion") > value_of(other, "insertion")
+        assert value_of("gradcam", "road") > value_of(other, "road")
+    with Image.open(tmp_path / "evaluation.png") as picture:
+        assert picture.width > picture.height
+
+
+def test_an_unknown_method_is_refused_before_anything_is_measured(photos: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["evaluate", str(photos), "--methods", "magic", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert not (tmp_path / "out").exists()
