@@ -137,9 +137,9 @@ class Probe:
         Raises:
             DeadlineExceeded: the request was given up.
         """
-        if self.abandoned.is_set():
-            raise DeadlineExceeded("The request was given up before its explanation was finished.")
         if done:
             self.step_aside()
+        if self.abandoned.is_set():
+            raise DeadlineExceeded("The request was given up before its explanation was finished.")
         if done and done % REPORT_EVERY == 0:
             log.info("progress", method=self.method, passes=done, of=total)

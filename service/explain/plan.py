@@ -96,7 +96,8 @@ class Plan:
             DeadlineExceeded: the passes that the method needs would take longer than there is time.
         """
         maps = [len(asked.classes) or asked.best for asked in self.wanted]
-        passes = sum(self.method.passes(self.tuning) * count for count in maps)
+        layers = len(self.options.layer or self.model.network.default_layers) if self.method.layered else 1
+        passes = sum(self.method.passes(self.tuning) * count * layers for count in maps)
         if self.evaluates:
             passes += sum(PASSES_PER_MAP * (count + 2) for count in maps)  # two baselines for each image
         needed = passes * self.model.network.seconds_per_image

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -45,7 +46,7 @@ def image(name: str) -> Tensor:
     return normalised(picture(NETWORKS[name][1]))
 
 
-def found(name: str, method: str, **tuning: int) -> Tensor:
+def found(name: str, method: str, **tuning: Any) -> Tensor:
     work = Work(picture(NETWORKS[name][1]), classes=(CLASS,), method=method, tuning=Tuning(**tuning))
     return torch.from_numpy(explained(ours(name), work).maps[0][0])
 

@@ -78,7 +78,7 @@ def test_scorecam_of_few_channels_takes_those_that_vary_most() -> None:
         explained(net, Work(pixels, classes=(1,), method="scorecam", tuning=Tuning(samples=n))).maps[0][0] for n in (1, 8, 9)
     )
     with torch.no_grad():
-        channels = seeded(Pooled).stem(normalised(pixels))[0]  # type: ignore[operator] (a module by its name)
+        channels = seeded(Pooled).get_submodule("stem")(normalised(pixels))[0]
     strongest = channels[channels.flatten(1).var(1).argmax()]
     np.testing.assert_allclose(few, strongest, atol=1e-5)  # alone its weight is 1
     np.testing.assert_array_equal(all_, more)
