@@ -27,6 +27,7 @@ from tests.photographs import CHELSEA, COFFEE, Photograph
 
 PHOTOGRAPHS = (CHELSEA, COFFEE)
 COLUMNS = 8
+FINE = "input gradient"  # the family whose maps are of single pixels
 TILE_WIDTH = 170
 COLORS = 256  # of the file's palette
 
@@ -62,7 +63,7 @@ async def draw(methods: list[str]) -> Image.Image:
 
 async def _tiles(explainer: Explainer, photograph: Photograph, method: str) -> list[Tile]:
     # A few pixels outshine all others in maps of single pixels.
-    top = 100 if METHODS[method].layered else 99
+    top = 99 if METHODS[method].family == FINE else 100
     options = Options(
         method=method, class_id=(photograph.top[0],), fit="squash", size=2 * TILE_WIDTH, clip_percent_upperbound=top
     )
