@@ -29,8 +29,8 @@ class Running:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Running]:
-    """The default service, ready."""
-    with running(Settings(log_format="json")) as service:
+    """The default service, ready; with time enough for a machine that does other work beside the tests."""
+    with running(Settings(request_timeout_s=60, log_format="json")) as service:
         yield service
 
 

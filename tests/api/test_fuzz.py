@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import httpx
 import pytest
+import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,11 +38,17 @@ schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
 repeatable = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        yield session
+
+
 @schema.parametrize()
 @settings(repeatable, max_examples=20)
-def test_the_schema_is_the_truth(case: Case[Any], server: Running) -> None:
+def test_the_schema_is_the_truth(case: Case[Any], server: Running, session: requests.Session) -> None:
     """Every check but one: no schema can say which bytes are a picture or which classes a model has."""
-    case.call_and_validate(base_url=server.url, excluded_checks=[positive_data_acceptance])
+    case.call_and_validate(base_url=server.url, session=session, excluded_checks=[positive_data_acceptance])
 
 
 def optional(**options: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:

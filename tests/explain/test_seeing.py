@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from service.explain.seeing import MAX_DRAWN_PIXELS, MAX_LISTED_VALUES, Canvas, 
 from service.imaging.decode import Picture
 from service.imaging.headers import Limits
 from tests import pictures as make
-from tests.explain.world import SIDE, small_model
+from tests.explain.world import SIDE
 
 LIMITS = Limits(max_pixels=1_000_000)
 DATA = make.save(make.scene(96, 48), "PNG")
@@ -56,12 +56,13 @@ def test_every_fit(model: Model, fit: Fit, region: tuple[int, int, int, int], sh
     assert found.pixels.dtype == np.uint8
 
 
-def test_the_card_says_how_a_picture_fits_where_nobody_else_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small_model(tmp_path, monkeypatch, ("crop = 64", 'fit = "pad"'))
-    top, *_, bottom = see(DATA, LIMITS, model, None).pixels
+def test_the_model_says_how_a_picture_fits_where_nobody_else_does(model: Model) -> None:
+    padding = copy.copy(model)
+    padding.fit = "pad"
+    top, *_, bottom = see(DATA, LIMITS, padding, None).pixels
     assert (top == model.fill).all()
     assert (bottom == model.fill).all()
-    assert see(DATA, LIMITS, model, "crop").placement.region == (24, 0, 72, 48)
+    assert see(DATA, LIMITS, padding, "crop").placement.region == (24, 0, 72, 48)
 
 
 def test_a_broken_file(model: Model) -> None:
