@@ -196,6 +196,9 @@ class Layer(Shape):
     name: str
     channels: int
     grid: tuple[int, int] = Field(description="Rows and columns at the default input size.")
+    layout: Literal["nchw", "nhwc", "tokens"] = Field(
+        description="How the network holds it: channels first, channels last, or a token for each place."
+    )
 
 
 class Model(Shape):
