@@ -137,10 +137,21 @@ class Preprocess(_Table):
 class Explain(_Table):
     """`layer`: module path, or several to be fused, at which the network is cut and explained.
 
-    What is left out is chosen by the network's kind: the last grid before pooling, or what the last attention reads.
+    What is left out is chosen by the network's kind: the last grid before pooling, or what the last attention reads. `layout`
+    and `prefix_tokens` (class token, registers) are read off the network too; a card states them where that fails.
     """
 
     layer: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field((), min_length=1)
+    layout: Literal["nchw", "nhwc", "tokens"] | None = None
+    prefix_tokens: int | None = Field(None, ge=0, le=64)
+
+    @model_validator(mode="after")
+    def _of_a_layer(self) -> Self:
+        if self.layout is not None and not self.layer:
+            raise ValueError("layout needs layer: the path of the module that it belongs to")
+        if self.prefix_tokens is not None and self.layout != "tokens":
+            raise ValueError('prefix_tokens needs layout = "tokens"')
+        return self
 
 
 class Runtime(_Table):

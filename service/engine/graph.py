@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 import operator
 import threading
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from service.engine.axes import Axes, Tracker, operation
-from service.engine.layout import Layout, layout_of
+from service.engine.axes import Axes, Tracker, operation, shape
+from service.engine.layout import Layout, Stated, layout_of
 from service.engine.work import LayerInfo
 from service.errors import ConfigurationError
 
@@ -79,6 +79,24 @@ class NetworkGraph:
         found = self.grid_of(self.layer_nodes()[layer])
         assert found is not None
         return found[0]
+
+    def state(self, layers: Iterable[str], stated: Stated) -> None:
+        """Takes a layout at its word, for layers whose own the graph does not tell, or tells otherwise.
+
+        Raises:
+            ConfigurationError: a layer does not exist, or its sizes cannot be so.
+        """
+        nodes = self.layer_nodes()
+        picture = tuple(map(int, self.image.meta["val"].shape[2:]))
+        for layer in layers:
+            sizes = (shape(nodes[layer]) or ()) if layer in nodes else ()
+            axes = stated.axes((0, *map(int, sizes[1:])), (picture[0], picture[1]))
+            if axes is None:
+                raise ConfigurationError(
+                    f"explain.layout: {layer} cannot be {stated.kind} with {stated.prefix} prefix tokens: its sizes are "
+                    f"{('N', *map(int, sizes[1:])) if sizes else 'unknown'}"
+                )
+            self.axes[nodes[layer]] = axes
 
     def default_layer(self) -> str | None:
         """The layer to explain at when nobody names one, None where there is no grid.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +48,36 @@ class Layout:
             places = grid.flatten(2).transpose(1, 2)
             return torch.cat([own[:, : self.prefix], places, own[:, self.prefix + places.shape[1] :]], dim=1)
         return grid.contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """What a card says of the layout of its layers, where the graph does not tell.
+
+    Attributes:
+        kind: as of `Layout`.
+        prefix: tokens before the grid's.
+    """
+
+    kind: Kind
+    prefix: int = 0
+
+    def axes(self, sizes: tuple[int, ...], picture: tuple[int, int]) -> Axes | None:
+        """The axes of activations of these sizes, None where they cannot be so.
+
+        Args:
+            sizes: of each dimension; that of the batch does not matter.
+            picture: (height, width) of the network's input; tokens are taken for a grid of square patches of it.
+        """
+        if self.kind == "tokens" and len(sizes) == 3:
+            cells = sizes[1] - self.prefix
+            rows = round(math.sqrt(max(cells, 1) * picture[0] / picture[1]))
+            fits = rows > 0 and cells % rows == 0 and rows * picture[1] == cells // rows * picture[0]
+            return ("batch", Tokens(rows, cells // rows, self.prefix), "channels") if fits else None
+        if self.kind != "tokens" and len(sizes) == 4:
+            nchw: Axes = ("batch", "channels", "rows", "columns")
+            return nchw if self.kind == "nchw" else ("batch", "rows", "columns", "channels")
+        return None
 
 
 def layout_of(axes: Axes, sizes: tuple[int, ...]) -> tuple[Layout, int, tuple[int, int]] | None:

@@ -24,6 +24,7 @@ from service.engine.card import Card
 from service.engine.examination import evaluate
 from service.engine.graph import NetworkGraph, export
 from service.engine.inspection import inspect, stages
+from service.engine.layout import Stated
 from service.engine.methods import METHODS
 from service.engine.methods.method import Method
 from service.engine.probe import Probe
@@ -54,8 +55,17 @@ class Network:
     engine = "torch"
     seconds_per_image = 0.0
 
-    def __init__(self, name: str, loaded: Loaded, layers: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self, name: str, loaded: Loaded, layers: Sequence[str], device: torch.device, stated: Stated | None = None
+    ) -> None:
         """Exports and cuts the network.
+
+        Args:
+            name: the model's.
+            loaded: its module, and how pictures become its input.
+            layers: to be cut at; the network's own choice where there are none.
+            device: to run on.
+            stated: layout of `layers`, where it is not to be read off the network.
 
         Raises:
             ConfigurationError: it cannot be exported, or the card's layer does not exist or has no grid.
@@ -77,7 +87,8 @@ class Network:
         self._hurried = 0
         self._splits: OrderedDict[tuple[tuple[int, int], tuple[str, ...]], Split] = OrderedDict()
         self._graphs: OrderedDict[tuple[int, int], NetworkGraph] = OrderedDict()
-        self._graph = export(name, self._module, (self._channels, *self._size))
+        self._stated = (tuple(layers), stated) if stated is not None else None
+        self._graph = self._exported(self._size)
         self.classes = int(self._graph.logits.meta["val"].shape[1])
         self.layers: dict[str, LayerInfo] = self._graph.layers()
         own = self._graph.default_layer()
@@ -97,7 +108,9 @@ class Network:
         Raises:
             ConfigurationError: the card cannot be fulfilled; the message names card, field and what would be right.
         """
-        return cls(card.name, load(card, random_weights=random_weights), card.explain.layer, device)
+        own = card.explain
+        stated = Stated(own.layout, own.prefix_tokens or 0) if own.layout is not None else None
+        return cls(card.name, load(card, random_weights=random_weights), own.layer, device, stated)
 
     def check_layers(self, layers: Sequence[str]) -> None:
         """Checks that the network can be explained at each of these module paths.
@@ -230,10 +243,19 @@ class Network:
         with self._lock:
             return _kept(self._splits, KEPT_SPLITS, (size, layers), lambda: split(self._graph_for(size), layers))
 
+    def _exported(self, size: tuple[int, int]) -> NetworkGraph:
+        graph = export(self.name, self._module, (self._channels, *size))
+        if self._stated is not None:
+            try:
+                graph.state(*self._stated)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"card {self.name}: {error}") from error
+        return graph
+
     def _graph_for(self, size: tuple[int, int]) -> NetworkGraph:
         if size == self._size:
             return self._graph
-        return _kept(self._graphs, KEPT_GRAPHS, size, lambda: export(self.name, self._module, (self._channels, *size)))
+        return _kept(self._graphs, KEPT_GRAPHS, size, lambda: self._exported(size))
 
 
 K = TypeVar("K", bound=Hashable)

@@ -53,6 +53,8 @@ def test_a_card_is_named_after_its_file_and_most_may_be_left_out(tmp_path: Path)
         (("random = 0", f'file = "a.pth"\nsha256 = "{"z" * 64}"'), "weights.sha256"),
         (('dataset = "imagenet-1k"', ""), "labels"),
         (('layer = "layer4"', "layer = []"), "explain.layer"),
+        (('layer = "layer4"', 'layout = "tokens"'), "explain"),
+        (('layer = "layer4"', 'layer = "layer4"\nprefix_tokens = 1'), "explain"),
         (("[architecture]", 'name = "other"\n[architecture]'), "name"),
         (("[architecture]", "[architecture"), "TOML"),
     ],

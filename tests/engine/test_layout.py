@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from service.engine.axes import Tokens
 from service.engine.graph import export
-from service.engine.layout import Layout, layout_of
+from service.engine.layout import Layout, Stated, layout_of
 from service.engine.network import Network
 from service.engine.sources import Loaded, Preprocessing
 from service.engine.split import split
@@ -158,6 +158,42 @@ def test_what_is_no_grid_has_no_layout() -> None:
 def test_a_network_without_any_grid_says_so() -> None:
     with pytest.raises(ConfigurationError, match="no layer with a grid"):
         network(seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))), size=8)
+
+
+class Shuffled(nn.Module):
+    """Its tokens come out of a gather: from there on the graph does not tell which are places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 16, stride=16)
+        self.pick = Picked()
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float ``[N, 3, h, w]`` -> ``[N, 5]``."""
+        logits: Tensor = self.head(self.pick(self.patches(x).flatten(2).transpose(1, 2)).mean(dim=1))
+        return logits
+
+
+class Picked(nn.Module):
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[N, T, K]`` -> ``[N, T + 1, K]``, the first token twice."""
+        return tokens[:, torch.tensor([0, *range(24)])]
+
+
+def test_a_card_states_a_layout_that_the_graph_does_not_tell() -> None:
+    module = seeded(Shuffled)
+    loaded = Loaded(module, Preprocessing(*SIZE, 64, "bilinear", (0.5,) * 3, (0.5,) * 3), "sha256:test")
+    cpu = torch.device("cpu")
+    assert "pick" not in Network("test", loaded, ["patches"], cpu).layers
+    net = Network("test", loaded, ["pick"], cpu, Stated("tokens", 1))
+    assert net.layers["pick"] == LayerInfo("pick", 8, (4, 6), "tokens")
+    (found,) = net.run([Work(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8), best=1)])
+    assert isinstance(found, Outcome)
+    assert found.maps[0][0].shape == (4, 6)
+    for wrong in (Stated("tokens", 0), Stated("tokens", 30), Stated("nhwc")):
+        with pytest.raises(ConfigurationError, match=r"card test: explain\.layout: pick cannot be .*'N', 25, 8"):
+            Network("test", loaded, ["pick"], cpu, wrong)
 
 
 def test_a_transformer_is_explained_in_one_batch_with_mixed_layers() -> None:
