@@ -36,6 +36,7 @@ from service.errors import ConfigurationError, LayerNotFound, MethodNotApplicabl
 T = TypeVar("T")
 
 KEPT_GRAPHS = 4  # input sizes, beside the card's, that stay exported (`fit=native`)
+RATE_SMOOTHING = 0.1  # weight of the newest batch in the mean of seconds per image
 LONGEST_WAIT_S = 0.5  # of a slow method for quicker ones: it must get on in the end
 KEPT_SPLITS = 16  # sets of layers, beside the card's, that stay cut
 
@@ -46,7 +47,7 @@ class Network:
     Attributes:
         precision, engine, device, digest: what every answer says of how it was computed.
         preprocessing: how a picture becomes its input.
-        seconds_per_image: of a full batch, as measured when it was warmed; 0 before.
+        seconds_per_image: of recent batches, to tell how long methods of many passes will take; 0 before it is warm.
         layers: where it can be explained, by module path, at the card's input size.
         classes: number of logits.
     """
@@ -141,9 +142,12 @@ class Network:
         """Runs a batch: as many answers as works, in order; an item whose numbers are not finite answers with its error."""
         with self._lane:
             self._hurried += 1
+        started = time.perf_counter()
         try:
             return self._run(works, lambda: None)
         finally:
+            if all(METHODS[work.method].cam is not None for work in works):
+                self._measure((time.perf_counter() - started) / len(works))
             with self._lane:
                 self._hurried -= 1
                 self._lane.notify_all()
@@ -160,8 +164,7 @@ class Network:
             DeadlineExceeded: nobody waits any more.
         """
         images = self._normalised(np.stack([asked.pixels]))
-        with self._lock:
-            graph = self._graph_for(asked.pixels.shape[:2])
+        graph = self._graph_at(asked.pixels.shape[:2])
         with self._slow:
             probe = Probe(
                 network=graph,
@@ -202,14 +205,18 @@ class Network:
         return [answers[index] for index in range(len(works))]
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
-        """Runs the whole way twice per batch size, so that the first request meets nothing cold, and measures the second."""
+        """Runs the whole way twice per batch size, so that the first request meets nothing cold."""
         blank = np.zeros((*self._size, 3), np.uint8)
         for size in batch_sizes:
             works = [Work(blank, best=1)] * size
             self.run(works)
-            started = time.perf_counter()
+            self.seconds_per_image = 0.0  # the first run of a size is no measure
             self.run(works)
-            self.seconds_per_image = (time.perf_counter() - started) / size
+
+    def _measure(self, seconds: float) -> None:
+        """The mean of recent batches: a start on a busy machine must not count for ever."""
+        known = self.seconds_per_image
+        self.seconds_per_image = known + RATE_SMOOTHING * (seconds - known) if known else seconds
 
     def _run_one_size(
         self, size: tuple[int, int], works: Sequence[Work], step_aside: Callable[[], None]
@@ -219,10 +226,8 @@ class Network:
         images = self._normalised(np.stack([work.pixels for work in works]))
         with torch.no_grad():
             crossing = parts.trunk(images)
-        with self._lock:
-            graph = self._graph_for(size)
         return explain_pictures(
-            Batch(graph, images, parts, crossing, works, lambda layers: self._split(size, layers), step_aside)
+            Batch(self._graph_at(size), images, parts, crossing, works, lambda layers: self._split(size, layers), step_aside)
         )
 
     def _normalised(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -242,6 +247,13 @@ class Network:
             return self._default
         with self._lock:
             return _kept(self._splits, KEPT_SPLITS, (size, layers), lambda: split(self._graph_for(size), layers))
+
+    def _graph_at(self, size: tuple[int, int]) -> NetworkGraph:
+        """The network for this picture size; for the card's own size without waiting while another one is exported."""
+        if size == self._size:
+            return self._graph
+        with self._lock:
+            return self._graph_for(size)
 
     def _exported(self, size: tuple[int, int]) -> NetworkGraph:
         graph = export(self.name, self._module, (self._channels, *size))
