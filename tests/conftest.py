@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.settings import Settings
 
-START_S = 120.0
+START_S = 300.0
 
 
 @dataclass(frozen=True)
