@@ -31,8 +31,8 @@ class Plan:
 
     @property
     def slow(self) -> bool:
-        """Whether it runs beside the batches, for it takes many passes."""
-        return self.method.cost == "many forwards"
+        """Whether it runs beside the batches: it takes many passes, or the export of a picture size not met before."""
+        return self.method.cost == "many forwards" or (self.options.fit or self.model.card.preprocess.fit) == "native"
 
     @property
     def lane(self) -> Batcher[Work, Outcome]:

@@ -19,6 +19,7 @@ from service.imaging.headers import Limits
 
 MAX_NATIVE_PIXELS = 1024 * 1024  # of a network's input: what a network does to a picture grows with its pixels
 MAX_LISTED_VALUES = 1_000_000  # of one answer: a number in a list costs 50 times what it costs in an array
+MAX_ENLARGED_PIXELS = 16_000_000  # of one picture: a small file must not ask for a giant
 MAX_DRAWN_PIXELS = 256_000_000  # of one answer, over all its images and classes
 
 Pixels = NDArray[np.uint8]
@@ -104,6 +105,10 @@ def check_effort(seen: Sequence[Seen], wanted: Sequence[Wanted], options: Option
             one = image.pixels.shape[0] * image.pixels.shape[1]
         elif isinstance(options.size, int):
             one = round(one * (options.size / side) ** 2)
+            if options.size > side and one > MAX_ENLARGED_PIXELS:
+                raise ParameterInvalid(
+                    f"size: pictures are enlarged to at most {MAX_ENLARGED_PIXELS} pixels; ask for a smaller size."
+                )
         total += one * (len(asked.classes) or asked.best)
     limit = MAX_LISTED_VALUES if delivery == "json" and options.heatmap == "list" else MAX_DRAWN_PIXELS
     if total > limit:
