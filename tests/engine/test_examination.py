@@ -78,7 +78,7 @@ def test_the_areas_of_a_perfect_map_in_closed_form(toy: Network) -> None:
 
 
 def test_the_average_drop_in_closed_form(toy: Network) -> None:
-    half = perfect() / 2
+    half = perfect() / np.float32(2)
     half[0, 0] = 1  # the peak lies elsewhere: the square shows at half its brightness
     (found,) = examine(toy, white(), half)
     assert found.map.average_drop == pytest.approx(1 - sigmoid(GAIN / 2) / sigmoid(GAIN), abs=1e-6)

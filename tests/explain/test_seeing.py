@@ -138,5 +138,7 @@ def test_the_effort_is_that_of_all_images_together(seen: Seen) -> None:
     with pytest.raises(ParameterInvalid):
         check_effort([large, large], [ONE, best], Options(), "json")
     small = claiming(seen, 20, 10)
+    with pytest.raises(ParameterInvalid, match="enlarged to at most"):
+        check_effort([small], [ONE], Options(size=16384), "json")
     with pytest.raises(ParameterInvalid, match="fewer classes"):
-        check_effort([small] * 4, [ONE] * 4, Options(size=16384), "json")
+        check_effort([small] * 40, [ONE] * 40, Options(size=4096), "json")
