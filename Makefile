@@ -26,7 +26,7 @@ serve: $(VENV)/.installed ## Start the service (HOST=127.0.0.1 PORT=8000)
 	exec $(BIN)/camserve serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(ARGS)
 
 test: $(VENV)/.installed-test ## Run the whole test suite
-	$(BIN)/python -m pytest --cov=service --cov-branch $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=service --cov-branch $(ARGS)
 
 lint: $(VENV)/.installed-test ## Check style and types
 	$(BIN)/ruff check .

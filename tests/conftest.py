@@ -65,3 +65,21 @@ def running(settings: Settings) -> Iterator[Running]:
         uvicorn_server.should_exit = True
         thread.join(30)
     assert not thread.is_alive()
+
+
+# Minutes each: oracle matrices over many networks, galleries of models. `pytest -m slow` runs them.
+SLOW = (
+    "parity/test_methods",
+    "parity/test_captum",
+    "seeds/",
+    "test_measures",
+    "cli/test_evaluation",
+    "test_cards",
+    "test_heads",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(part in item.path.as_posix() for part in SLOW):
+            item.add_marker(pytest.mark.slow)

@@ -10,6 +10,7 @@ import inspect
 import os
 import random
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,13 +54,14 @@ def from_file(card: Card, path: Path) -> Built:
 
     A saved model is read in safe mode: one that carries Python code of its own (Lambda layers) is refused.
     """
-    with _cpu(card):
+    with _cpu(card), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # layers that found no weights keep random ones, and Keras only warns
         try:
             if path.suffix == ".keras":
                 return _built(card, keras.saving.load_model(path, compile=False, safe_mode=True))
             model = _application(card, None)
             model.load_weights(path)
-        except (OSError, TypeError, ValueError, KeyError) as error:
+        except (OSError, TypeError, ValueError, KeyError, UserWarning) as error:
             raise ConfigurationError(
                 f"card {card.name}: weights.file: {path} does not hold weights of this network: {str(error)[:400]}"
             ) from error
@@ -88,8 +90,8 @@ class Layers(nn.Module):
             functional = _functional(layer)
             self.add_module(layer.name, layer if functional is None else Layers(functional))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Float ``[N, h, w, C]`` -> what the model gives."""
+    def forward(self, inputs: Tensor, **_options: object) -> Tensor:
+        """Float ``[N, h, w, C]`` -> what the model gives; a mask or a training flag that Keras hands in means nothing here."""
         output: Tensor = self._model[0]._run_through_graph(inputs, operation_fn=self._child)
         return output
 
@@ -110,7 +112,7 @@ class Classifier(Layers):
         super().__init__(model)
         self._reversed = reversed_channels
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, **_options: object) -> Tensor:
         """The layers' activations are ``[N, h, w, C]``."""
         pictures = inputs.flip(1) if self._reversed else inputs
         with keras.device(str(inputs.device)):  # Keras would carry every tensor to a device of its own choice

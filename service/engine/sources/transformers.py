@@ -98,7 +98,7 @@ def _processor(config: Any) -> Any:
 
 def _built(module: Any, processor: Any) -> Built:
     assert isinstance(module, nn.Module)
-    return Built(returning(module, _logits), _preprocessing(processor))
+    return Built(returning(module, _logits), preprocessing_of(processor))
 
 
 def _logits(output: Any) -> Tensor:
@@ -106,7 +106,7 @@ def _logits(output: Any) -> Tensor:
     return logits
 
 
-def _preprocessing(processor: Any) -> Preprocessing:
+def preprocessing_of(processor: Any) -> Preprocessing:
     """What an image processor does, in this service's words.
 
     A size of height and width squashes the whole picture into it; a shortest edge keeps the shape and wants a crop. ConvNeXT's
