@@ -68,15 +68,7 @@ def running(settings: Settings) -> Iterator[Running]:
 
 
 # Minutes each: oracle matrices over many networks, galleries of models. `pytest -m slow` runs them.
-SLOW = (
-    "parity/test_methods",
-    "parity/test_captum",
-    "seeds/",
-    "test_measures",
-    "cli/test_evaluation",
-    "test_cards",
-    "test_heads",
-)
+SLOW = ("parity/test_methods", "parity/test_captum", "seeds/", "test_measures", "cli/test_evaluation", "test_cards")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
