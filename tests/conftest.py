@@ -45,7 +45,8 @@ def gallery() -> Iterator[Running]:
 @contextmanager
 def running(settings: Settings) -> Iterator[Running]:
     """A server of this process, ready; ended at the end."""
-    app = create_app(settings)
+    failures: list[BaseException] = []
+    app = create_app(settings, on_fatal=failures.append)
     config = uvicorn.Config(app, port=0, log_config=None, access_log=False)
     uvicorn_server = uvicorn.Server(config)
     thread = threading.Thread(target=uvicorn_server.run, name="server")
@@ -58,6 +59,8 @@ def running(settings: Settings) -> Iterator[Running]:
         host, port = uvicorn_server.servers[0].sockets[0].getsockname()[:2]
         url = f"http://{host}:{port}"
         while httpx.get(f"{url}/readyz").status_code != 200:
+            if failures:
+                raise failures[0]
             assert time.monotonic() - started < START_S
             time.sleep(0.1)
         yield Running(url, app)

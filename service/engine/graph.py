@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import threading
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from service.engine.axes import Axes, Tracker, operation, shape
+from service.engine.exclusive import BUILDING
 from service.engine.layout import Layout, Stated, layout_of
 from service.engine.work import LayerInfo
 from service.errors import ConfigurationError
-
-# torch.export keeps global state while it traces.
-_exporting = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ def export(name: str, module: nn.Module, input_shape: tuple[int, int, int]) -> N
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     example = torch.zeros(2, *input_shape, device=device)
     try:
-        with _exporting, torch.no_grad():
+        with BUILDING, torch.no_grad():
             program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
             # An empty table decomposes nothing; what remains of it is functionalisation.
             program = program.run_decompositions({})

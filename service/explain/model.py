@@ -140,12 +140,16 @@ class Model:
         return model
 
     async def start(self) -> None:
-        """Starts the workers and sends one prediction through."""
+        """Starts the workers and sends one prediction through; ends them again if it fails."""
         await self.batcher.start()
         await self.slow_batcher.start()
         await self._jobs.start()
         blank = np.zeros((self.spec.height, self.spec.width, 3), np.uint8)
-        await self.batcher.submit([Work(blank)], deadline=asyncio.get_running_loop().time() + 60)
+        try:
+            await self.batcher.submit([Work(blank)], deadline=asyncio.get_running_loop().time() + 60)
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Answers everything accepted, then ends the workers."""

@@ -63,6 +63,11 @@ class Registry:
         """Whether every model asked for at start is loaded and warm, and its worker alive, but for those unloaded since."""
         return all(self._alive(name) for name in self._settings.models if name not in self._dismissed)
 
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Of the models asked for at start, those that could not be loaded."""
+        return tuple(name for name in self._settings.models if self._states[name] is State.FAILED)
+
     async def start(self) -> None:
         """Loads every model asked for, each in a thread of its own.
 
@@ -191,13 +196,12 @@ class Registry:
         try:
             device = prepare(settings.device, settings.engine_threads)
             model = await asyncio.to_thread(Model.load, card, device, settings, self._metrics)
-            self._models[name] = model
             await model.start()
         except Exception as error:
-            self._models.pop(name, None)
             self._states[name] = State.FAILED
             self._errors[name] = str(error) if isinstance(error, ConfigurationError) else "It could not be loaded; see the log."
             raise
+        self._models[name] = model
         self._states[name] = State.READY
         self._dismissed.discard(name)
         log.info("model ready", model=name, seconds=round(loop.time() - started, 2), device=model.network.device)

@@ -7,7 +7,6 @@ library builds a network is the loader's own business.
 from __future__ import annotations
 
 import importlib
-import threading
 from dataclasses import dataclass, replace
 from typing import Final, cast
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from service.engine.card import Card
+from service.engine.exclusive import BUILDING
 from service.engine.sources.base import Built, Preprocessing, Source, returning
 from service.engine.weights import checkpoint, state_digest
 from service.errors import ConfigurationError
@@ -22,9 +22,6 @@ from service.errors import ConfigurationError
 __all__ = ["Loaded", "Preprocessing", "load"]
 
 OPTIONAL: Final = {"transformers", "keras"}  # installed as extras of the same name
-
-# Random weights draw from torch's one global generator, which is seeded first: two threads must not interleave.
-_seeding = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +48,15 @@ def load(card: Card, *, random_weights: bool = False) -> Loaded:
         ConfigurationError: the architecture is unknown, a library is missing, or the weights are missing, changed or do not
             fit.
     """
-    source, digest = _source(card), None
+    path, digest = checkpoint(card) if card.weights.file is not None else (None, None)
     try:
-        if card.weights.file is not None:
-            path, digest = checkpoint(card)
-            built = source.from_file(card, path)
-        elif card.weights.from_hub and not random_weights:
-            built = _from_hub(source, card)
-        else:
-            with _seeding:
+        with BUILDING:
+            source = _source(card)
+            if path is not None:
+                built = source.from_file(card, path)
+            elif card.weights.from_hub and not random_weights:
+                built = _from_hub(source, card)
+            else:
                 torch.manual_seed(card.weights.random or 0)
                 built = source.from_architecture(card)
     except (TypeError, ValueError) as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from service.engine.card import Card, Channels, Fit, Interpolation
 
@@ -64,5 +64,12 @@ class Source(Protocol):
 
 def returning(module: nn.Module, logits: Logits) -> nn.Module:
     """The same module, whose output goes through `logits` first: a wrapper around it would change every layer's path."""
-    module.register_forward_hook(lambda _module, _inputs, output: logits(output))
+    if isinstance(module, fx.GraphModule):  # a saved program, whose hooks torch.export does not see: it reads the graph
+        output = module.graph.output_node()
+        (result,) = output.all_input_nodes
+        with module.graph.inserting_before(output):
+            output.replace_input_with(result, module.graph.call_function(logits, (result,)))
+        module.recompile()
+    else:
+        module.register_forward_hook(lambda _module, _inputs, output: logits(output))
     return module
