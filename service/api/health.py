@@ -56,8 +56,8 @@ async def readyz(request: Request) -> Response:
     state = request.app.state
     if state.phase == "draining":
         raise errors.ShuttingDown("The service is shutting down. Ask another instance.", retry_after_s=5)
-    if failed := state.registry.failed:
-        raise errors.NotReady(f"Not loaded: {', '.join(failed)}. GET /models and the log tell why.", retry_after_s=5)
+    if state.registry.failed:
+        raise errors.NotReady("A model could not be loaded. GET /models and the log tell which, and why.", retry_after_s=5)
     if state.phase == "starting" or not state.registry.ready:
         raise errors.NotReady("Not every model is ready. Try again soon.", retry_after_s=2)
     return _json({"status": "ready"})

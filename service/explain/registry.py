@@ -64,9 +64,9 @@ class Registry:
         return all(self._alive(name) for name in self._settings.models if name not in self._dismissed)
 
     @property
-    def failed(self) -> tuple[str, ...]:
-        """Of the models asked for at start, those that could not be loaded."""
-        return tuple(name for name in self._settings.models if self._states[name] is State.FAILED)
+    def failed(self) -> bool:
+        """Whether a model asked for at start could not be loaded."""
+        return any(self._states[name] is State.FAILED for name in self._settings.models)
 
     async def start(self) -> None:
         """Loads every model asked for, each in a thread of its own.

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
+import numpy as np
 from fastapi import FastAPI
 from starlette.types import Message
 
 from service.api.negotiation import MEDIA_TYPES
 from service.app import create_app
+from service.engine.work import Channel, Histogram
 from service.errors import ModelNotFound
 from service.explain.answer import (
     Answer,
@@ -22,7 +24,9 @@ from service.explain.answer import (
     Explanation,
     ImageInfo,
     ImageResult,
+    Inspected,
     LayerInfo,
+    LayerView,
     MethodInfo,
     ModelIdentity,
     ModelInfo,
@@ -71,6 +75,15 @@ class StandInExplainer:
         )
         return Answer(_identity(options), results, Timings(1.0, 0.25, 2.5, 0.0, 3.75), len(subjects))
 
+    async def inspect(self, subjects: Sequence[Subject], options: Options, delivery: Delivery, deadline: float) -> Answer:
+        await self._work(subjects, options, delivery, deadline)
+        results = tuple(_result(subject, options) for subject in subjects)
+        inspected = tuple(
+            replace(one, explanations=(), inspection=Inspected(one.predictions[0], None, (_layer_view(),))) for one in results
+        )
+        document = None if delivery == "json" else Encoded(MEDIA_TYPES[delivery], 2, 1, b"a sheet")
+        return Answer(_identity(options), inspected, Timings(1.0, 0.25, 2.5, 0.5, 4.25), len(subjects), document)
+
     def methods(self) -> list[MethodInfo]:
         return [MethodInfo("gradcam", "activations and gradient", "head", ("layer",), "arXiv:1610.02391", "Grad-CAM.")]
 
@@ -91,6 +104,7 @@ class StandInRegistry:
     """One model, ready unless told otherwise."""
 
     ready = True
+    failed = False
 
     def __contains__(self, name: object) -> bool:
         return name == MODEL
@@ -128,6 +142,13 @@ def _result(subject: Subject, options: Options) -> ImageResult:
         for prediction in named or [tiger_cat]
     )  # fmt: skip
     return ImageResult(image, (tiger_cat,), explanations)
+
+
+def _layer_view() -> LayerView:
+    histogram = Histogram((-1.0, 0.0, 1.0), (3, 4))
+    return LayerView(
+        "bn2", (8, 7, 7), 0.0, 0.5, 3.0, histogram, histogram, (Channel(5, -0.5, 0.25),), np.zeros((1, 7, 7), np.float32)
+    )
 
 
 def make_app(explainer: StandInExplainer, **settings: Any) -> FastAPI:
