@@ -1,7 +1,7 @@
 # The project's commands; `make` alone lists them.
 #
 # PYTHON    makes the environment (3.11 or newer)
-# ARGS      goes to what is run: make test ARGS="tests/imaging --no-cov", make serve ARGS="--models resnet50"
+# ARGS      goes to what is run: make test ARGS="tests/imaging -x", make serve ARGS="--models resnet50"
 # CAMSERVE_* settings are the service's own and pass through.
 
 PYTHON ?= python3
@@ -15,18 +15,21 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test lint bench openapi image clean
+.PHONY: help install serve test test-slow lint bench openapi image clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## Make .venv with the service in it
 
 serve: $(VENV)/.installed ## Start the service (HOST=127.0.0.1 PORT=8000)
 	exec $(BIN)/camserve serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(ARGS)
 
-test: $(VENV)/.installed-test ## Run the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=service --cov-branch $(ARGS)
+test: $(VENV)/.installed-test ## Run the test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-slow: ARGS += -m slow
+test-slow: test ## Run what takes longer: oracle matrices of every method and network, galleries of models
 
 lint: $(VENV)/.installed-test ## Check style and types
 	$(BIN)/ruff check .

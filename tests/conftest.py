@@ -70,8 +70,11 @@ def running(settings: Settings) -> Iterator[Running]:
     assert not thread.is_alive()
 
 
-# Minutes each: oracle matrices over many networks, galleries of models. `pytest -m slow` runs them.
-SLOW = ("parity/test_methods", "parity/test_captum", "seeds/", "test_measures", "cli/test_evaluation", "test_cards")
+# Matrices over many networks and methods, and whole galleries of models: `make test-slow` runs them.
+SLOW = (
+    "parity/test_methods", "parity/test_captum", "parity/test_tokens", "seeds/", "test_measures", "test_faithfulness",
+    "cli/test_evaluation", "engine/test_cards",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -157,7 +157,7 @@ def test_the_readme_names_targets_that_exist() -> None:
 def test_help_lists_every_target() -> None:
     makefile = read("Makefile")
     [phony] = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
-    assert re.findall(r"^([a-z]+):.*## \S", makefile, re.MULTILINE) == phony.split()
+    assert re.findall(r"^([a-z-]+):.*## \S", makefile, re.MULTILINE) == phony.split()
 
 
 def test_ci_runs_what_everybody_runs() -> None:
@@ -165,4 +165,4 @@ def test_ci_runs_what_everybody_runs() -> None:
     assert os.access(script, os.X_OK)
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     commands = [line for line in script.read_text().splitlines() if line.startswith("make ")]
-    assert commands == ["make lint", "make test"]
+    assert [command.split()[1] for command in commands] == ["lint", "test", "test-slow"]

@@ -1,8 +1,8 @@
 """The default against pytorch-grad-cam 1.5: the same seeded weights, four pictures, four classes, one batch.
 
 The maps are those a client gets: min-max scaled at the network's input size. The contract is 1e-4 and the same hottest cell.
-A rectifier whose input is zero but for rounding may let the gradient through on one side alone, and the maps of layers before it
-then differ by a hundredth; these pictures have none.
+A rectifier whose input is zero but for rounding may let the gradient through on one side alone, and the maps of layers before
+it then differ by a hundredth; these pictures have none.
 """
 
 from __future__ import annotations
