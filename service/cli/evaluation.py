@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from service.cli.files import DEADLINE_S, find_pictures
 from service.errors import ImageError, ParameterInvalid
@@ -139,11 +139,12 @@ def _mean(kind: str, figure: str, group: Sequence[Measured]) -> float:
 
 
 def _table(measured: Sequence[Measured]) -> Table:
-    table = Table("map", "deletion (low)", "insertion (high)", "average drop (low)", "ROAD (high)", "ms per image")
-    for label, (kind, group) in _groups(measured).items():
+    label = Column("map", no_wrap=True)
+    table = Table(label, "deletion (low)", "insertion (high)", "average drop (low)", "ROAD (high)", "ms per image")
+    for name, (kind, group) in _groups(measured).items():
         figures = (f"{_mean(kind, figure, group):.3f}" for figure in FIGURES)
         spent = statistics.fmean(one.infer_ms for one in group)
-        table.add_row(label, *figures, f"{spent:.0f}" if kind == "map" else "", style=None if kind == "map" else "dim")
+        table.add_row(name, *figures, f"{spent:.0f}" if kind == "map" else "", style=None if kind == "map" else "dim")
     return table
 
 

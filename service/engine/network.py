@@ -49,6 +49,7 @@ class Network:
         preprocessing: how a picture becomes its input.
         seconds_per_image: of recent batches, to tell how long methods of many passes will take; 0 before it is warm.
         layers: where it can be explained, by module path, at the card's input size.
+        methods: names of those that fit it.
         classes: number of logits.
     """
 
@@ -101,6 +102,7 @@ class Network:
         except LayerNotFound as error:
             raise ConfigurationError(f"card {name}: explain.layer: {error.detail}") from error
         self._default = split(self._graph, self.default_layers)
+        self.methods = tuple(name for name in METHODS if self._fits(name))
 
     @classmethod
     def load(cls, card: Card, device: torch.device, *, random_weights: bool = False) -> Network:
@@ -134,9 +136,22 @@ class Network:
         Raises:
             MethodNotApplicable: there is none, or it does not fit this network; the message lists those that do.
         """
+        fitting = f"Methods that fit this model: {', '.join(self.methods)}."
         if name not in METHODS:
-            raise MethodNotApplicable(f"method: no such method. Methods that fit this model: {', '.join(METHODS)}.")
+            raise MethodNotApplicable(f"method: no such method. {fitting}")
+        if name not in self.methods:
+            try:
+                METHODS[name].fits(self._graph)
+            except MethodNotApplicable as error:
+                raise MethodNotApplicable(f"{error.detail} {fitting}") from error
         return METHODS[name]
+
+    def _fits(self, name: str) -> bool:
+        try:
+            METHODS[name].fits(self._graph)
+        except MethodNotApplicable:
+            return False
+        return True
 
     def run(self, works: Sequence[Work]) -> list[Outcome | Exception]:
         """Runs a batch: as many answers as works, in order; an item whose numbers are not finite answers with its error."""

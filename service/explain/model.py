@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from service.engine.card import Activation, Card
 from service.engine.device import Device
 from service.engine.labels import LabelSet, read_labels
-from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.work import Outcome, Work
 from service.errors import ConfigurationError, ParameterInvalid
@@ -217,7 +216,7 @@ class Model:
             classes=self.network.classes,
             default_layer=self.network.default_layers,
             layers=tuple(self.network.layers.values()),
-            methods=tuple(METHODS),
+            methods=self.network.methods,
             digest=self.network.digest,
         )
 

@@ -1,7 +1,8 @@
-"""P1, P2, P3: the engine alone, in this process. What an explanation costs beside a prediction, and beside other libraries."""
+"""P1, P2, P3, P9: the engine alone, in this process: what an explanation costs beside a prediction, and beside others."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from service.engine.device import prepare
+from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.work import Outcome, Work
 from service.imaging.heatmap import render_maps
@@ -23,8 +25,8 @@ SPAN_S = 1.2  # of one measurement
 
 
 def measure(plan: Plan, wanted: set[str]) -> Iterator[Row]:
-    """The rows wanted of P1, P2, P3."""
-    if not wanted & {"P1", "P2", "P3"}:
+    """The rows wanted of P1, P2, P3, P9."""
+    if not wanted & {"P1", "P2", "P3", "P9"}:
         return
     network, module = load(MODEL), peers.loaded(MODEL).module
     for size in (1, 8):
@@ -34,6 +36,8 @@ def measure(plan: Plan, wanted: set[str]) -> Iterator[Row]:
             yield from against_libraries(network, module, size, plan)
     if "P3" in wanted:
         yield five_classes(network, plan)
+    if "P9" in wanted:
+        yield ablation(network, module, plan)
 
 
 def load(name: str) -> Network:
@@ -114,6 +118,34 @@ def five_classes(network: Network, plan: Plan) -> Row:
         "x",
         Target("<=", 1.15),
         _milliseconds(took),
+    )
+
+
+def ablation(network: Network, module: nn.Module, plan: Plan) -> Row:
+    """P9: every channel left out once. The library's side takes minutes, so there are two rounds at most."""
+    picture = pictures(network, 1)
+    images = peers.normalised(picture, network.preprocessing)
+    library = peers.ablation_cam(peers.fresh(module), network.default_layers[0])
+    works = [Work(picture[0], best=1, method="ablationcam", tuning=METHODS["ablationcam"].defaults)]
+    outcomes(network, works)
+    took: dict[str, list[float]] = {}
+    sides: dict[str, Callable[[], object]] = {
+        "camserve": lambda: outcomes(network, works),
+        "pytorch-grad-cam": lambda: library(images),
+    }
+    for _ in range(1 if plan.quick else 2):
+        for name, call in sides.items():
+            started = time.perf_counter()
+            call()
+            took.setdefault(name, []).append(time.perf_counter() - started)
+    channels = network.layers[network.default_layers[0]].channels
+    return Row(
+        "P9",
+        f"AblationCAM of one picture against pytorch-grad-cam, {MODEL}, {channels} channels",
+        tuple(ratios(took["pytorch-grad-cam"], took["camserve"])),
+        "x",
+        Target(">=", 20),
+        tuple(Side(name, tuple(values), "s") for name, values in took.items()),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from captum.attr import LayerGradCam
 from numpy.typing import NDArray
-from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam import AblationCAM, GradCAM
 from torch import Tensor, nn
 
 from service.engine.card import Card, read_cards
@@ -49,6 +49,12 @@ def normalised(pictures: NDArray[np.uint8], preprocessing: Preprocessing) -> Ten
 def grad_cam(network: nn.Module, layer: str) -> Explains:
     """pytorch-grad-cam: maps ``[N, h, w]`` at the input's size, 0..1."""
     cam: Callable[..., Any] = GradCAM(model=network, target_layers=[network.get_submodule(layer)])
+    return lambda images: cam(input_tensor=images, targets=None)
+
+
+def ablation_cam(network: nn.Module, layer: str) -> Explains:
+    """pytorch-grad-cam's, all channels, in its own batches of 32."""
+    cam: Callable[..., Any] = AblationCAM(model=network, target_layers=[network.get_submodule(layer)])
     return lambda images: cam(input_tensor=images, targets=None)
 
 

@@ -23,7 +23,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_methods_are_compared(photos: Path, tmp_path: Path) -> None:
     asked = ["evaluate", str(photos), "--methods", "gradcam,random_cam", "--out", str(tmp_path)]
-    result = CliRunner().invoke(app, asked, env={"COLUMNS": "160"})
+    result = CliRunner().invoke(app, asked)
     assert result.exit_code == 1  # one file could not be read
     assert "broken.png" in result.output
     for name in ("gradcam", "random_cam", "random map", "map of the centre"):

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from service.engine.attention import AttentionGraph, attention_of
+from service.engine.graph import NetworkGraph
 from service.engine.methods.method import Method
 from service.engine.probe import Probe
+from service.engine.split import Split
 from service.engine.work import Tuning
 from service.errors import MethodNotApplicable, ParameterInvalid
 
@@ -84,18 +86,28 @@ def legrad(probe: Probe) -> tuple[Tensor, ...]:
     https://arxiv.org/abs/2404.03214. `block` is the first block of the sum: 0 for all, as in the paper; the authors' code
     takes the last two, -2.
     """
-    graph = attention_of(probe.network)
-    if graph.head is None:
-        raise MethodNotApplicable("method: what this model's blocks hand on cannot be scored block by block; use chefer.")
+    graph, head = block_by_block(probe.network)
     first = _block(graph, probe.tuning)
     felt = []
     with torch.enable_grad():
         seen = graph.look(probe.image)
         for matrix, stream in list(zip(seen.matrices, seen.streams, strict=True))[first:]:
-            logits = graph.head.head(stream.mean(dim=1, keepdim=True).expand_as(stream))[0]
+            logits = head.head(stream.mean(dim=1, keepdim=True).expand_as(stream))[0]
             (gradient,) = torch.autograd.grad(probe.score(logits).sum(), matrix, retain_graph=True)
             felt.append(gradient[0].clamp(min=0).mean(dim=(0, 1)))
     return (graph.grid(torch.stack(felt).mean(0)),)
+
+
+def block_by_block(network: NetworkGraph) -> tuple[AttentionGraph, Split]:
+    """The network's attention, and what comes behind its last block.
+
+    Raises:
+        MethodNotApplicable: there is none, or what the blocks hand on is not all that the classifier reads.
+    """
+    graph = attention_of(network)
+    if graph.head is None:
+        raise MethodNotApplicable("method: what this model's blocks hand on cannot be scored block by block; use chefer.")
+    return graph, graph.head
 
 
 def fuse(heads: Tensor, how: str | None) -> Tensor:
@@ -141,6 +153,7 @@ METHODS = (
         defaults=Tuning(head_fusion="mean", block=-1, toward="from_class"),
         explore=attention,
         layered=False,
+        fits=attention_of,
     ),
     Method(
         name="attention_rollout",
@@ -151,6 +164,7 @@ METHODS = (
         defaults=Tuning(head_fusion="mean", discard_ratio=0.0),
         explore=attention_rollout,
         layered=False,
+        fits=attention_of,
     ),
     Method(
         name="chefer",
@@ -160,6 +174,7 @@ METHODS = (
         summary="Rollout of attention weighted by the gradient of the class's logit.",
         explore=chefer,
         layered=False,
+        fits=attention_of,
     ),
     Method(
         name="legrad",
@@ -170,5 +185,6 @@ METHODS = (
         defaults=Tuning(block=0),
         explore=legrad,
         layered=False,
+        fits=block_by_block,
     ),
 )

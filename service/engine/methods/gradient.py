@@ -133,13 +133,13 @@ METHODS = (
         "gradcam_elementwise",
         gradcam_elementwise,
         "https://arxiv.org/abs/2011.08891",
-        "Activations times gradients, cell by cell, only what speaks for the class.",
+        "Activations times gradients, cell by cell, only what speaks for the class; at a last layer much alike for any class.",
     ),
     _method(
         "gradcam_plusplus",
         gradcam_plusplus,
         "https://arxiv.org/abs/1710.11063",
-        "Positive gradients, weighted so that several objects of a class all count.",
+        "Positive gradients, weighted so that several objects of a class all count; at a last layer much alike for any class.",
     ),
     _method(
         "xgradcam",
@@ -151,7 +151,7 @@ METHODS = (
         "layercam",
         layercam,
         "https://ieeexplore.ieee.org/document/9462463",
-        "Activations times positive gradients, cell by cell: fine detail at early layers.",
+        "Activations times positive gradients, cell by cell: fine at early layers; at a last one much alike for any class.",
     ),
     _method(
         "eigengradcam",

@@ -130,6 +130,7 @@ METHODS = (
         ),
         explore=guided_backprop,
         layered=False,
+        fits=guide,
         passes=lambda _: GRADIENT_COST,
     ),
     Method(
@@ -142,6 +143,7 @@ METHODS = (
             "the sanity check of Adebayo 2018."
         ),
         explore=guided_gradcam,
+        fits=guide,
         passes=lambda _: GRADIENT_COST + 1,
     ),
 )

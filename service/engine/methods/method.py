@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from service.engine.graph import NetworkGraph
 from service.engine.probe import Probe
 from service.engine.work import Tuning
 from service.errors import ParameterInvalid
@@ -34,6 +35,7 @@ class Method:
         gradient: whether `cam` looks at the gradients; where not they are an empty tensor.
         explore: one picture and one class -> a signed map per layer ``[h, w]``, or one of the input's size ``[H, W]``.
         layered: whether the maps belong to layers.
+        fits: raises `MethodNotApplicable` for a network that lacks what the method looks at; what it returns is not used.
         passes: how many forward passes of one picture the parameters ask for, to be weighed against the deadline.
     """
 
@@ -47,6 +49,7 @@ class Method:
     gradient: bool = True
     explore: Explore | None = None
     layered: bool = True
+    fits: Callable[[NetworkGraph], object] = lambda _: None
     passes: Callable[[Tuning], int] = lambda _: 1
 
     @property
