@@ -304,7 +304,8 @@ def test_everything_that_shapes_an_outcome_is_in_the_key() -> None:
 
 @pytest.mark.parametrize("name", [one.name for one in fields(Tuning)])
 def test_every_parameter_of_a_method_is_in_the_key(name: str) -> None:
-    assert Key.of(replace(WORK, tuning=replace(WORK.tuning, **{name: 7})), "aa", "crop") != KEY
+    changed: dict[str, Any] = {name: 7}
+    assert Key.of(replace(WORK, tuning=replace(WORK.tuning, **changed)), "aa", "crop") != KEY
 
 
 def test_the_order_of_classes_is_in_the_key() -> None:

@@ -76,7 +76,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
 
         def observed(network: Network, works: Sequence[Work], run: Any = run) -> list[Outcome | Exception]:
             failure = seen.observe(works)
-            return run(network, works) if failure is None else [failure] * len(works)  # type: ignore[no-any-return]
+            return run(network, works) if failure is None else [failure] * len(works)
 
         monkeypatch.setattr(Network, name, observed)
     yield seen
@@ -117,7 +117,7 @@ async def test_however_it_is_drawn_the_network_runs_once(
     small: World, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And drawing leaves no trace in what is remembered: the last answer is still that of a service without memory."""
-    classes = {"class_id": "4,2,0"}
+    classes: dict[str, Any] = {"class_id": "4,2,0"}
     drawn = [told(await small.explain(PICTURE, **classes, **options)) for options in DRAWN]
     assert runs.images == 1
     assert len({repr(one) for one in drawn}) == len(DRAWN), "every one of them shows"
@@ -289,7 +289,7 @@ async def test_a_hit_does_not_enter_the_line(small: World, runs: Runs) -> None:
 
 
 async def test_a_long_method_is_shared_too(small: World, runs: Runs) -> None:
-    asked = {"method": "rise", "samples": 64, "class_id": 3}
+    asked: dict[str, Any] = {"method": "rise", "samples": 64, "class_id": 3}
     one, two = await asyncio.gather(ask(small, PICTURE, **asked), ask(small, PICTURE, **asked, polarity="both"))
     assert {one.cache, two.cache} == {"miss", "coalesced"}
     assert runs.images == 1
