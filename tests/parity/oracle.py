@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -41,14 +41,15 @@ def functional() -> Iterator[None]:
 def library(
     method: Callable[..., Any],
     module: nn.Module,
-    layer: str,
+    layers: Sequence[str],
     images: Tensor,
     reshape: Callable[[Tensor], Tensor] | None = None,
     **asked: Any,
 ) -> Maps:
-    """What a class of the library says at one layer of normalised images ``[N, 3, h, w]``: ``[N, h, w]``, 0..1."""
+    """What a class of the library says at layers of normalised images ``[N, 3, h, w]``: ``[N, h, w]``, 0..1."""
     whole = ready(module)
-    with functional(), method(model=whole, target_layers=[whole.get_submodule(layer)], reshape_transform=reshape) as cam:
+    targets = [whole.get_submodule(layer) for layer in layers]
+    with functional(), method(model=whole, target_layers=targets, reshape_transform=reshape) as cam:
         # Gradients with respect to the picture: those of the parameters cost as much again and nobody looks at them.
         maps: Maps = cam(input_tensor=images.clone().requires_grad_(), **asked)
     return maps

@@ -161,7 +161,7 @@ def theirs(name: str, method: str, **asked: Any) -> Maps:
     asked["targets"] = None if method == "finercam" else [ClassifierOutputTarget(net.class_id)] * 2
     # All of V, of which one row is looked at, takes seconds.
     with mock.patch.object(np.random, "uniform", uniform), mock.patch.object(np.linalg, "svd", thin_svd):
-        return library(kind, module(name), net.layer, images(name), net.reshape, **asked)
+        return library(kind, module(name), [net.layer], images(name), net.reshape, **asked)
 
 
 full_svd = np.linalg.svd
@@ -238,5 +238,5 @@ def test_ablationcam_equals_pytorch_grad_cam(table: dict[tuple[str, str], float]
     assert outcome.logits[best] > 0, "where the score is negative theirs is the other polarity"
     (heat,) = render_maps(outcome.maps, polarity="positive", scale="minmax", input_size=NETWORKS[name].size)
     kind = functools.partial(library_of.AblationCAM, ablation_layer=Zeroing(), batch_size=64)
-    expected = library(kind, module(name), NETWORKS[name].layer, images(name)[:1], targets=[ClassifierOutputTarget(best)])
+    expected = library(kind, module(name), [NETWORKS[name].layer], images(name)[:1], targets=[ClassifierOutputTarget(best)])
     hold(table, "ablationcam", name, heat.values[None], expected)
