@@ -57,6 +57,11 @@ class Settings(BaseSettings):
     max_queue_size: int = Field(256, ge=1, le=100_000, description="Images waiting per model before 429.")
     request_timeout_s: float = Field(10.0, gt=0, le=3600, description="A request older than this is answered 504.")
 
+    cache_entries: int = Field(
+        1024, ge=0, le=1_000_000, description="Raw maps of so many images remembered per model; 0 remembers nothing."
+    )
+    cache_bytes: int = Field(64 * 1024 * 1024, ge=0, description="Most memory that these may take, per model.")
+
     max_body_bytes: int = Field(10 * 1024 * 1024, ge=1024, description="Largest request body.")
     max_image_pixels: int = Field(50_000_000, ge=64, description="Most pixels of one image.")
     max_images_per_request: int = Field(16, ge=1, le=256)

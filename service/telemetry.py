@@ -92,9 +92,10 @@ def configure_logging(settings: Settings) -> None:
 class Metrics:
     """The service's Prometheus metrics, in a registry of their own so that several apps can live in one process.
 
-    Who observes what: the HTTP side counts `requests`, `request_seconds` and `rejections`; the explainer `stage_seconds` and
-    `images`; the model registry, through its batchers, the rest. Labels come from closed sets: `route` is a route's template,
-    `model` the name of a card or "", `code` a problem's code, `stage` one of decode, queue, infer and render.
+    Who observes what: the HTTP side counts `requests`, `request_seconds` and `rejections`; the explainer `stage_seconds`,
+    `cache_requests` and `images`; the model registry, partly through its batchers, the rest. Labels come from closed sets:
+    `route` is a route's template, `model` the name of a card or "", `code` a problem's code, `stage` one of decode, queue,
+    infer and render, `result` one of hit, coalesced and miss.
     """
 
     def __init__(self) -> None:
@@ -121,6 +122,10 @@ class Metrics:
             "camserve_batch_seconds", "Seconds of one pass through the network.", ["model"], buckets=SECONDS, registry=registry
         )
         self.queue_depth = Gauge("camserve_queue_depth", "Images waiting for the network.", ["model"], registry=registry)
+        self.cache_requests = Counter(
+            "camserve_cache_requests", "Images looked up among what the network has said before.", ["result"], registry=registry
+        )
+        self.cache_bytes = Gauge("camserve_cache_bytes", "Memory that remembered maps take.", ["model"], registry=registry)
         self.model_ready = Gauge(
             "camserve_model_ready", "1 when the model is loaded, warmed and its worker alive.", ["model"], registry=registry
         )

@@ -29,8 +29,11 @@ class Running:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Running]:
-    """The default service, ready; with time enough for a machine that does other work beside the tests."""
-    with running(Settings(request_timeout_s=60, log_format="json")) as service:
+    """The default service, ready; with time enough for a machine that does other work beside the tests.
+
+    Every answer is the network's own: nothing is remembered.
+    """
+    with running(Settings(request_timeout_s=60, log_format="json", cache_entries=0)) as service:
         yield service
 
 
@@ -38,7 +41,8 @@ def server() -> Iterator[Running]:
 def gallery() -> Iterator[Running]:
     """A service of several networks, with time for methods that ask them often; all but the first have random weights."""
     models = ("efficientnet_lite0", "resnet50", "vgg16", "xception", "vit_b_16")
-    with running(Settings(models=models, random_weights=True, request_timeout_s=300, log_format="json")) as service:
+    settings = Settings(models=models, random_weights=True, request_timeout_s=300, log_format="json", cache_entries=0)
+    with running(settings) as service:
         yield service
 
 

@@ -82,7 +82,7 @@ def variants(count: int) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[str]:
-    with process(log_format="json", max_queue_size="1000", request_timeout_s="120") as (_, url):
+    with process(log_format="json", max_queue_size="1000", request_timeout_s="120", cache_entries="0") as (_, url):
         yield url
 
 
@@ -120,7 +120,7 @@ def test_concurrent_answers_equal_solo_answers(served: str) -> None:
 
 def test_termination_under_load_answers_everything_accepted() -> None:
     pictures = variants(60)
-    with process(log_format="json", request_timeout_s="60") as (running, url):
+    with process(log_format="json", request_timeout_s="60", cache_entries="0") as (running, url):
 
         async def storm() -> list[int]:
             limits = httpx.Limits(max_connections=60, max_keepalive_connections=60)

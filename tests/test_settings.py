@@ -24,6 +24,7 @@ def test_the_defaults_are_the_contract() -> None:
     assert (settings.max_body_bytes, settings.max_image_pixels) == (10 * 1024 * 1024, 50_000_000)
     assert (settings.max_images_per_request, settings.max_classes_per_image) == (16, 16)
     assert (settings.models_dir / "efficientnet_lite0.toml").is_file()
+    assert settings.cache_entries > 0
     assert settings.host == "127.0.0.1"
     assert not settings.random_weights
 
@@ -58,7 +59,7 @@ def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("port", "65536"), ("port", "http"), ("device", "gpu"), ("device", "cuda:"), ("max_batch_size", "0"),
         ("max_image_pixels", "63"), ("request_timeout_s", "0"), ("log_format", "xml"), ("log_level", "loud"),
         ("models", ","), ("models", "a,a"), ("random_weights", "perhaps"), ("threads", "-1"), ("max_images_per_request", "257"),
-        ("max_queue_size", "15"),
+        ("max_queue_size", "15"), ("cache_entries", "-1"), ("cache_bytes", "-1"),
     ],
 )  # fmt: skip
 def test_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

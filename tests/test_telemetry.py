@@ -84,6 +84,8 @@ def test_every_metric_has_its_name() -> None:
     metrics.rejections.labels("overloaded").inc()
     metrics.model_ready.labels("m").set(1)
     metrics.images.labels("m").inc(2)
+    metrics.cache_requests.labels("hit").inc(3)
+    metrics.cache_bytes.labels("m").set(6244)
     body, content_type = metrics.render()
     text = body.decode()
     assert content_type.startswith("text/plain")
@@ -97,6 +99,8 @@ def test_every_metric_has_its_name() -> None:
         'camserve_rejections_total{code="overloaded"} 1.0',
         'camserve_model_ready{model="m"} 1.0',
         'camserve_images_total{model="m"} 2.0',
+        'camserve_cache_requests_total{result="hit"} 3.0',
+        'camserve_cache_bytes{model="m"} 6244.0',
         "process_resident_memory_bytes ",
         "python_info{",
     ):

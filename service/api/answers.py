@@ -27,6 +27,8 @@ def answer_response(answer: Answer, request_id: str, *, explaining: bool) -> Res
         "Server-Timing": ", ".join(f"{stage};dur={getattr(answer.timings, stage):.2f}" for stage in STAGES),
         "X-Batch-Size": str(answer.batch_size),
     }
+    if answer.cache is not None:
+        headers["X-Cache"] = answer.cache
     if answer.document is not None:
         return Response(answer.document.data, headers=headers | _provenance(answer), media_type=answer.document.media_type)
     return Response(answer_json(answer, request_id, explaining=explaining), headers=headers, media_type="application/json")

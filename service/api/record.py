@@ -46,6 +46,8 @@ class Record:
                 stage: round(getattr(timings, stage), 3) for stage in ("decode", "queue", "infer", "render", "total")
             }
             fields["batch_size"] = self.answer.batch_size
+            if self.answer.cache is not None:
+                fields["cache"] = self.answer.cache
         return fields | {"bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
 
 

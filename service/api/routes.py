@@ -17,6 +17,7 @@ from service.api.record import record_of
 from service.api.schemas import ExplainResponse, PredictResponse
 from service.api.uploads import read_upload
 from service.api.watching import unless_gone
+from service.explain.cache import Reuse
 from service.explain.options import Options
 
 PROBLEMS: Final = problems(
@@ -123,10 +124,11 @@ async def answer(request: Request, model: str | None, question: Literal["predict
             record.model = name if name in state.registry else ""
             delivery = negotiation.negotiate(request.headers.get("accept"), options.format, negotiation.OFFERS[question])
             if question == "predict":
-                work = state.explainer.predict(upload.subjects, options, deadline)
+                work = state.explainer.predict(upload.subjects, options, deadline, _reuse(request))
+            elif question == "explain":
+                work = state.explainer.explain(upload.subjects, options, delivery, deadline, _reuse(request))
             else:
-                ask = state.explainer.explain if question == "explain" else state.explainer.inspect
-                work = ask(upload.subjects, options, delivery, deadline)
+                work = state.explainer.inspect(upload.subjects, options, delivery, deadline)
             record.answer = found = await unless_gone(request.receive, work)
     except TimeoutError:
         if not limit.expired():
@@ -135,6 +137,14 @@ async def answer(request: Request, model: str | None, question: Literal["predict
             f"There was no answer within {state.settings.request_timeout_s:g} seconds. Send fewer images, or try again."
         ) from None
     return answer_response(found, record.id, explaining=question == "explain")
+
+
+def _reuse(request: Request) -> Reuse:
+    """What the request's Cache-Control allows; directives that are not about this are passed over, as RFC 9111 asks."""
+    given = {one.strip().lower() for line in request.headers.getlist("cache-control") for one in line.split(",")}
+    if "no-store" in given:
+        return "off"
+    return "renew" if "no-cache" in given else "use"
 
 
 def _with_model(options: Options, model: str | None) -> Options:

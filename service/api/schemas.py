@@ -170,7 +170,7 @@ class PredictResponse(Shape):
     model: ModelIdentity
     results: list[PredictResult] = Field(description="One for each image, in the order sent.")
     timings_ms: Timings
-    batch_size: int = Field(description="Images in the network's pass that answered this request.")
+    batch_size: int = Field(description="Images in the network's pass that answered this request; 0 of a hit.")
 
 
 class ExplainResponse(Shape):
@@ -178,7 +178,7 @@ class ExplainResponse(Shape):
     model: ModelIdentity
     results: list[ExplainResult] = Field(description="One for each image, in the order sent.")
     timings_ms: Timings
-    batch_size: int = Field(description="Images in the network's pass that answered this request.")
+    batch_size: int = Field(description="Images in the network's pass that answered this request; 0 of a hit.")
 
 
 class InspectResponse(Shape):

@@ -75,7 +75,8 @@ def evaluate_files(
 async def _measure_all(
     files: Sequence[Path], methods: Sequence[str], options: Options, settings: Settings, out: Console
 ) -> tuple[list[Measured], dict[Path, str]]:
-    settings = settings.model_copy(update={"models": (options.model,)}) if options.model else settings
+    models = (options.model,) if options.model else settings.models
+    settings = settings.model_copy(update={"models": models, "cache_entries": 0})  # what is timed must be done
     metrics = Metrics()
     registry = Registry(settings, metrics)
     measured: list[Measured] = []

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from service.engine.work import Evaluation, LayerInfo, LayerView
+from service.explain.cache import Source
 from service.explain.options import Targets
 
 __all__ = [
@@ -121,13 +122,17 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`document` is the whole answer as one picture or array where that was asked for (delivery other than json)."""
+    """`document` is the whole answer as one picture or array where that was asked for (delivery other than json).
+
+    `cache` tells where the network's part came from, of several images the costliest; None where nothing is remembered.
+    """
 
     model: ModelIdentity
     results: tuple[ImageResult, ...]
     timings: Timings
     batch_size: int
     document: Encoded | None = None
+    cache: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,16 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from service.engine.methods import METHODS
-from service.engine.work import Evaluation
+from service.engine.work import Evaluation, Outcome
 from service.errors import DeadlineExceeded, ImageError, Overloaded, ParameterInvalid
 from service.explain.answer import Answer, Delivery, MethodInfo, Subject, Timings
 from service.explain.batcher import Done
+from service.explain.cache import Found, Reuse, Source, worst
 from service.explain.drawing import Drawn, document, draw, measure
 from service.explain.inspection import draw_inspection, inspections
 from service.explain.options import Options
@@ -27,7 +29,17 @@ from service.settings import Settings
 from service.telemetry import Metrics
 
 T = TypeVar("T")
-Asked = tuple[Sequence[Done[Any]], Sequence[Callable[[], Drawn]]]  # what the network said, and how it is drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the network said of each image, how that is drawn, and where it came from, if it may be remembered."""
+
+    done: Sequence[Done[Any]]
+    drawing: Sequence[Callable[[], Drawn]]
+    source: Source | None = None
+
+
 Ask = Callable[[Plan, Sequence[Seen], float, threading.Event], Awaitable[Asked]]
 
 
@@ -49,7 +61,9 @@ class Explainer:
         self._metrics = metrics
         self._decoding = 0
 
-    async def explain(self, subjects: Sequence[Subject], options: Options, delivery: Delivery, deadline: float) -> Answer:
+    async def explain(
+        self, subjects: Sequence[Subject], options: Options, delivery: Delivery, deadline: float, reuse: Reuse = "use"
+    ) -> Answer:
         """Explains every subject.
 
         Args:
@@ -57,29 +71,30 @@ class Explainer:
             options: what is asked of all of them.
             delivery: json, or one picture or array for the whole answer.
             deadline: in the event loop's time.
+            reuse: of what the network has said of the same before.
 
         Raises:
             CamserveError: the child that says what is wrong.
         """
-        plan = self._plan(subjects, options, delivery, explain=True)
+        plan = self._plan(subjects, options, delivery, reuse, explain=True)
         plan.check_delivery()
         return await self._answer(plan, deadline, self._explained)
 
     async def inspect(self, subjects: Sequence[Subject], options: Options, delivery: Delivery, deadline: float) -> Answer:
-        """Looks into layers for one class of every subject; as `explain`, without explanations."""
-        plan = self._plan(subjects, options, delivery, explain=True)
+        """Looks into layers for one class of every subject; as `explain`, without explanations. Nothing is remembered."""
+        plan = self._plan(subjects, options, delivery, "off", explain=True)
         plan.check_inspection()
         return await self._answer(plan, deadline, self._inspected)
 
-    async def predict(self, subjects: Sequence[Subject], options: Options, deadline: float) -> Answer:
+    async def predict(self, subjects: Sequence[Subject], options: Options, deadline: float, reuse: Reuse = "use") -> Answer:
         """Predicts every subject; as `explain`, without explanations: the options that shape one are only checked."""
-        return await self._answer(self._plan(subjects, options, "json", explain=False), deadline, self._explained)
+        return await self._answer(self._plan(subjects, options, "json", reuse, explain=False), deadline, self._explained)
 
     def methods(self) -> list[MethodInfo]:
         """Every explanation method."""
         return [MethodInfo(m.name, m.family, m.cost, m.parameters, m.paper, m.summary) for m in METHODS.values()]
 
-    def _plan(self, subjects: Sequence[Subject], options: Options, delivery: Delivery, *, explain: bool) -> Plan:
+    def _plan(self, subjects: Sequence[Subject], options: Options, delivery: Delivery, reuse: Reuse, *, explain: bool) -> Plan:
         """Everything that can be known, and refused, before a byte is decoded."""
         model = self._registry.get(options.model)
         method = model.network.method(options.method)
@@ -89,7 +104,7 @@ class Explainer:
             raise ParameterInvalid(f"layer: {method.name} explains the whole network, not a layer. Leave it out.")
         most = self._settings.max_classes_per_image
         wanted = tuple(model.wanted(subject.targets, explain=explain, most=most) for subject in subjects)
-        return Plan(model, method if explain else METHODS["gradcam"], tuning, tuple(subjects), wanted, options, delivery)
+        return Plan(model, method if explain else METHODS["gradcam"], tuning, tuple(subjects), wanted, options, delivery, reuse)
 
     async def _answer(self, plan: Plan, deadline: float, ask: Ask) -> Answer:
         model, options = plan.model, plan.options
@@ -103,15 +118,15 @@ class Explainer:
                     seen = await self._decode(plan)
                 decoded = clock()
                 check_effort(seen, plan.wanted, options, plan.delivery)
-                done, drawing = await ask(plan, seen, deadline, abandoned)
+                asked = await ask(plan, seen, deadline, abandoned)
                 inferred = clock()
-                drawn = await asyncio.gather(*(self._in_thread(one) for one in drawing))
+                drawn = await asyncio.gather(*(self._in_thread(one) for one in asked.drawing))
                 whole = await self._in_thread(document, drawn, options, plan.delivery)
         except TimeoutError:
             raise DeadlineExceeded("The answer was not ready in time. Try again, with fewer images or classes.") from None
         finally:
             abandoned.set()
-        queue, infer = max(item.queued_s for item in done), max(item.ran_s for item in done)
+        queue, infer = max(item.queued_s for item in asked.done), max(item.ran_s for item in asked.done)
         stages = {"decode": decoded - started, "queue": queue, "infer": infer, "render": clock() - inferred}
         for stage, seconds in stages.items():
             self._metrics.stage_seconds.labels(stage).observe(seconds)
@@ -121,13 +136,15 @@ class Explainer:
             model=model.identity,
             results=tuple(image.result for image in drawn),
             timings=Timings(**milliseconds, total=1000 * (clock() - started)),
-            batch_size=max(item.batch_size for item in done),
+            batch_size=max(item.batch_size for item in asked.done),
             document=whole,
+            cache=asked.source,
         )
 
     async def _explained(self, plan: Plan, seen: Sequence[Seen], deadline: float, abandoned: threading.Event) -> Asked:
         """Maps of every image, measured where that is asked for."""
-        done = await plan.lane.submit(plan.works(seen, abandoned), deadline=deadline)
+        found = await self._outcomes(plan, seen, deadline, abandoned)
+        done = [one.done for one in found]
         measured: list[tuple[Evaluation, ...]] = [()] * len(done)
         if plan.evaluates:
             jobs = [
@@ -139,7 +156,21 @@ class Explainer:
             partial(draw, image, item.value, asked, plan.model, plan.options, plan.delivery, abandoned, evaluations)
             for image, item, asked, evaluations in zip(seen, done, plan.wanted, measured, strict=True)
         ]
-        return done, drawing
+        return Asked(done, drawing, worst(found) if plan.model.cache.enabled else None)
+
+    async def _outcomes(self, plan: Plan, seen: Sequence[Seen], deadline: float, abandoned: threading.Event) -> list[Found]:
+        """What the network says of every image; it is asked only what it has not said before."""
+        works = plan.works(seen, abandoned)
+
+        async def compute(chosen: Sequence[int]) -> list[Done[Outcome]]:
+            return await plan.lane.submit([works[index] for index in chosen], deadline=deadline)
+
+        cache = plan.model.cache
+        found = await cache.find(plan.keys(seen, works), compute, plan.reuse)
+        if cache.enabled:
+            for one in found:
+                self._metrics.cache_requests.labels(one.source).inc()
+        return found
 
     async def _inspected(self, plan: Plan, seen: Sequence[Seen], deadline: float, abandoned: threading.Event) -> Asked:
         """Layers for every image."""
@@ -149,7 +180,7 @@ class Explainer:
             partial(draw_inspection, image, item.value, asked, plan.model, plan.options, plan.delivery)
             for image, item, asked in zip(seen, done, plan.wanted, strict=True)
         ]
-        return done, drawing
+        return Asked(done, drawing)
 
     @contextmanager
     def _admitted(self, plan: Plan) -> Iterator[None]:

@@ -19,6 +19,7 @@ from service.engine.work import Outcome, Work
 from service.errors import ConfigurationError, ParameterInvalid
 from service.explain.answer import ModelIdentity, ModelInfo, Prediction
 from service.explain.batcher import Batcher, Done
+from service.explain.cache import Cache
 from service.explain.options import Targets
 from service.imaging.geometry import InputSpec
 from service.settings import Settings
@@ -77,6 +78,7 @@ class Model:
     Attributes:
         spec, fit, fill: how a picture becomes the network's input; the colour of padding is the card's mean.
         batcher, slow_batcher: the workers; started by `start`, ended by `close`.
+        cache: what the network has said already.
     """
 
     def __init__(self, card: Card, network: Network, labels: LabelSet, settings: Settings, metrics: Metrics) -> None:
@@ -93,6 +95,7 @@ class Model:
         self.identity = ModelIdentity(
             card.name, card.version, network.digest, network.precision, network.engine, network.device
         )
+        self.cache = Cache(settings.cache_entries, settings.cache_bytes)
         self.batcher: Batcher[Work, Outcome] = Batcher(
             network.run,
             name=card.name,

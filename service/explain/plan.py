@@ -12,8 +12,9 @@ from service.engine.work import Outcome, Tuning, Work
 from service.errors import DeadlineExceeded, NotAcceptable, ParameterInvalid
 from service.explain.answer import Delivery, Subject
 from service.explain.batcher import Batcher
+from service.explain.cache import Key, Reuse
 from service.explain.model import Model, Wanted
-from service.explain.options import Options
+from service.explain.options import Fit, Options
 from service.explain.seeing import Seen
 
 
@@ -28,11 +29,17 @@ class Plan:
     wanted: tuple[Wanted, ...]
     options: Options
     delivery: Delivery
+    reuse: Reuse = "use"
+
+    @property
+    def fit(self) -> Fit:
+        """How pictures meet the network."""
+        return self.options.fit or self.model.fit
 
     @property
     def slow(self) -> bool:
         """Whether it runs beside the batches: it takes many passes, or the export of a picture size not met before."""
-        return self.method.cost == "many forwards" or (self.options.fit or self.model.card.preprocess.fit) == "native"
+        return self.method.cost == "many forwards" or self.fit == "native"
 
     @property
     def lane(self) -> Batcher[Work, Outcome]:
@@ -61,6 +68,10 @@ class Plan:
             )
             for image, asked in zip(seen, self.wanted, strict=True)
         ]
+
+    def keys(self, seen: Sequence[Seen], works: Sequence[Work]) -> list[Key]:
+        """What the outcomes are known by, for each image."""
+        return [Key.of(work, image.sha256, self.fit) for image, work in zip(seen, works, strict=True)]
 
     def check_delivery(self) -> None:
         """Refuses to show several explanations as one.

@@ -219,6 +219,10 @@ class Registry:
 
     def _measure(self, name: str) -> None:
         self._metrics.model_ready.labels(name).set_function(partial(self._alive, name))
+        self._metrics.cache_bytes.labels(name).set_function(partial(self._remembered, name))
+
+    def _remembered(self, name: str) -> int:
+        return self._models[name].cache.nbytes if name in self._models else 0
 
     def _alive(self, name: str) -> bool:
         return self._states.get(name) is State.READY and self._models[name].alive

@@ -34,6 +34,7 @@ from service.explain.answer import (
     Subject,
     Timings,
 )
+from service.explain.cache import Reuse, Source
 from service.explain.options import Options
 from service.settings import Settings
 
@@ -45,6 +46,8 @@ class StandInExplainer:
     """Answers at once, from what it was given alone; remembers what it was asked."""
 
     calls: list[tuple[tuple[Subject, ...], Options, Delivery | None, float]] = field(default_factory=list)
+    reuses: list[Reuse] = field(default_factory=list)
+    source: Source | None = None
     fail_with: BaseException | None = None
     wait: asyncio.Event | None = None
     asked: asyncio.Event = field(default_factory=asyncio.Event)
@@ -62,13 +65,17 @@ class StandInExplainer:
     def delivery(self) -> Delivery | None:
         return self.calls[-1][2]
 
-    async def explain(self, subjects: Sequence[Subject], options: Options, delivery: Delivery, deadline: float) -> Answer:
+    async def explain(
+        self, subjects: Sequence[Subject], options: Options, delivery: Delivery, deadline: float, reuse: Reuse = "use"
+    ) -> Answer:
+        self.reuses.append(reuse)
         await self._work(subjects, options, delivery, deadline)
         results = tuple(_result(subject, options) for subject in subjects)
         document = None if delivery == "json" else Encoded(MEDIA_TYPES[delivery], 2, 1, b"a picture")
-        return Answer(_identity(options), results, Timings(1.0, 0.25, 2.5, 0.5, 4.25), len(subjects), document)
+        return Answer(_identity(options), results, Timings(1.0, 0.25, 2.5, 0.5, 4.25), len(subjects), document, self.source)
 
-    async def predict(self, subjects: Sequence[Subject], options: Options, deadline: float) -> Answer:
+    async def predict(self, subjects: Sequence[Subject], options: Options, deadline: float, reuse: Reuse = "use") -> Answer:
+        self.reuses.append(reuse)
         await self._work(subjects, options, None, deadline)
         results = tuple(
             ImageResult(one.image, one.predictions, ()) for one in (_result(subject, options) for subject in subjects)

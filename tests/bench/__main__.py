@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.settings import Settings
-from tests.bench import codecs, engine, http, machine, start
+from tests.bench import codecs, engine, http, machine, remembered, start
 from tests.bench.report import Row, Skipped, table
 from tests.bench.timing import Plan
 
@@ -24,6 +24,7 @@ GROUPS: dict[str, tuple[set[str], Callable[[Plan, set[str]], Iterator[Row | Skip
     "engine": ({"P1", "P2", "P3", "P9"}, engine.measure),
     "start": ({"P10"}, start.measure),
     "http": (http.IDS, http.measure),
+    "cache": ({"P12"}, remembered.measure),
 }
 KNOWN = set().union(*(ids for ids, _ in GROUPS.values()))
 

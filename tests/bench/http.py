@@ -41,7 +41,7 @@ def of_model(name: str, plan: Plan, wanted: set[str], *, targets: bool) -> Itera
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         command, ready, environment = camserve(name)
         own = stack.enter_context(serving(*command, ready=ready, **environment)).port
-        asked = Asked(_upload(folder), plan)
+        asked = Asked(upload(folder), plan)
         sides: dict[str, Callable[[], float]] = {}
         sides["camserve 1"] = asked.latency("camserve 1", own, 1)
         sides["camserve 16"] = asked.throughput("camserve 16", own, 16)
@@ -168,7 +168,7 @@ def _litserve(name: str, plan: Plan) -> Row | Skipped:
         return Skipped("P4", what, "litserve is not installed; pip install litserve")
     command, ready, environment = camserve(name)
     with ExitStack() as stack:
-        asked = Asked(_upload(Path(stack.enter_context(tempfile.TemporaryDirectory()))), plan)
+        asked = Asked(upload(Path(stack.enter_context(tempfile.TemporaryDirectory()))), plan)
         own = stack.enter_context(serving(*command, ready=ready, **environment)).port
         lit = stack.enter_context(serving("-m", "tests.bench.litserver", "--model", name, ready="/health")).port
         for port in (own, lit):
@@ -184,7 +184,7 @@ def _litserve(name: str, plan: Plan) -> Row | Skipped:
     )  # fmt: skip
 
 
-def _upload(folder: Path) -> Path:
+def upload(folder: Path) -> Path:
     """The photograph as an HTML form sends it; both services take the field `file`."""
     head = (
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="photo.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'

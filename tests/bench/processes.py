@@ -65,6 +65,7 @@ def serving(*command: str, ready: str, **environment: str) -> Iterator[Server]:
 def camserve(*models: str) -> tuple[tuple[str, ...], str, dict[str, str]]:
     """What `serving` needs for the service itself: command, address that tells that it is ready, environment."""
     settings = {"MODELS": ",".join(models), "RANDOM_WEIGHTS": "1", "LOG_FORMAT": "json", "REQUEST_TIMEOUT_S": "60"}
+    settings["CACHE_ENTRIES"] = "0"  # one photograph goes up again and again
     return ("-m", "service", "serve"), "/readyz", {f"CAMSERVE_{name}": value for name, value in settings.items()}
 
 

@@ -1,0 +1,117 @@
+"""Cache-Control in, X-Cache out: over the stand-in for the wire, over the whole app with a small network for the truth."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from service.app import create_app
+from tests import pictures as make
+from tests.api.standins import StandInExplainer, client_of
+from tests.explain.world import load_small, small_settings, until
+
+pytestmark = pytest.mark.anyio
+
+PICTURE = make.save(make.scene(96, 48), "PNG")
+
+
+@pytest.mark.parametrize("path", ["/explain", "/predict", "/models/efficientnet_lite0/explain"])
+@pytest.mark.parametrize(
+    ("directives", "reuse"),
+    [
+        (None, "use"), ("", "use"), ("max-age=60", "use"), ("no-cache", "renew"), ("No-Cache", "renew"), ("no-store", "off"),
+        ("max-age=0, no-cache", "renew"), ("no-cache,no-store", "off"), ("no-cached", "use"), (";;=,", "use"),
+    ],
+)  # fmt: skip
+async def test_what_a_request_allows(
+    client: httpx.AsyncClient, explainer: StandInExplainer, path: str, directives: str | None, reuse: str
+) -> None:
+    headers = {} if directives is None else {"Cache-Control": directives}
+    assert (await client.post(path, content=b"x", headers=headers)).status_code == 200
+    assert explainer.reuses == [reuse]
+
+
+@pytest.mark.parametrize("source", ["hit", "miss", "coalesced"])
+@pytest.mark.parametrize("accept", ["application/json", "image/png"])
+async def test_where_the_answer_came_from(
+    client: httpx.AsyncClient, explainer: StandInExplainer, source: str, accept: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explainer.source = source  # type: ignore[assignment] # one of the three
+    response = await client.post("/explain", content=b"x", headers={"Accept": accept})
+    assert response.headers["x-cache"] == source
+    assert f'"cache":"{source}"' in capsys.readouterr().err
+
+
+async def test_no_word_where_nothing_is_remembered(client: httpx.AsyncClient) -> None:
+    for path in ("/explain", "/inspect"):
+        assert "x-cache" not in (await client.post(path, content=b"x")).headers
+
+
+@pytest.fixture
+async def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
+    """The app with a small network, started."""
+    load_small(monkeypatch)
+    app: FastAPI = create_app(small_settings(tmp_path, cache_entries=8))
+    async with app.router.lifespan_context(app), client_of(app) as client:
+
+        async def ready() -> bool:
+            return (await client.get("/readyz")).status_code == 200
+
+        await until(ready)
+        yield client
+
+
+async def test_the_same_bytes_and_another_colour(whole: httpx.AsyncClient) -> None:
+    async def ask(query: str, **headers: str) -> httpx.Response:
+        response = await whole.post(f"/explain?{query}", content=PICTURE, headers=headers)
+        assert response.status_code == 200, response.text
+        return response
+
+    async def passes() -> float:
+        lines = (await whole.get("/metrics")).text.splitlines()
+        [line] = [line for line in lines if line.startswith("camserve_batch_size_count")]
+        return float(line.rpartition(" ")[2])
+
+    first = await ask("format=png")
+    before = await passes()
+    again, hot = await ask("format=png"), await ask("format=png&color_map=hot&alpha=0.8")
+    one, other = await ask("format=npy"), await ask("format=npy&color_map=hot")
+    assert await passes() == before
+    assert first.headers["x-cache"] == "miss"
+    assert {response.headers["x-cache"] for response in (again, hot, one, other)} == {"hit"}
+    assert first.content == again.content != hot.content
+    assert one.content == other.content
+    assert again.headers["x-batch-size"] == "0"
+    assert "queue;dur=0.00, infer;dur=0.00" in again.headers["server-timing"]
+    for name in (name for name in first.headers if name.startswith("x-explain")):
+        assert first.headers[name] == again.headers[name]
+
+    anew = await ask("format=png", **{"Cache-Control": "no-cache"})
+    assert (anew.headers["x-cache"], anew.content) == ("miss", first.content)
+    assert await passes() == before + 1
+    assert (await ask("format=png", **{"Cache-Control": "no-store"})).headers["x-cache"] == "miss"
+    assert await passes() == before + 2
+    assert (await ask("format=png")).headers["x-cache"] == "hit"
+
+
+async def test_of_several_pictures_the_costliest_tells(whole: httpx.AsyncClient) -> None:
+    other = make.save(make.scene(48, 96), "PNG")
+    await whole.post("/explain", content=PICTURE)
+    mixed = await whole.post("/explain", files=[("image", PICTURE), ("image", other)])
+    assert mixed.headers["x-cache"] == "miss"
+    both = await whole.post("/explain", files=[("image", other), ("image", PICTURE)])
+    assert both.headers["x-cache"] == "hit"
+    assert [one["image"]["width"] for one in both.json()["results"]] == [48, 96]
+    assert both.json()["results"] == mixed.json()["results"][::-1]
+    assert both.json()["batch_size"] == 0
+
+
+async def test_a_problem_says_nothing_of_the_cache(whole: httpx.AsyncClient) -> None:
+    for _ in range(2):
+        response = await whole.post("/explain", content=PICTURE[:100])
+        assert response.status_code == 422
+        assert "x-cache" not in response.headers
