@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 aten = torch.ops.aten
-SAME = {aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.squeeze.dims, aten.squeeze.dim, aten.clone.default}
+SAME = {
+    aten.view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.squeeze.dims,
+    aten.squeeze.dim,
+    aten.clone.default,
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class PooledHead:
     """
 
     weight: Tensor
-    bias: Tensor | None
+    bias: Tensor | None = None
 
     def logits(self, activations: Tensor) -> Tensor:
         """``[R, classes]`` of activations ``[R, K, h, w]``."""
@@ -60,10 +68,10 @@ def pooled_head(head: fx.GraphModule) -> PooledHead | None:
     channels = inputs[0].meta["val"].shape[1]
     while _keeps(node, channels):
         node = node.args[0]
-    if node.op != "call_function" or not _pools(node) or node.args[0] is not inputs[0]:
+    if node.op != "call_function" or node.args[0] is not inputs[0] or not _pools(node):
         return None
-    weight, bias = (*(head.get_parameter(p.target) for p in parameters if p is not None), None)[:2]
-    return PooledHead(weight, bias)
+    weight, *bias = (head.get_parameter(parameter.target) for parameter in parameters if parameter is not None)
+    return PooledHead(weight, *bias)
 
 
 def _keeps(node: fx.Node, channels: int) -> bool:
@@ -76,6 +84,7 @@ def _keeps(node: fx.Node, channels: int) -> bool:
 
 def _pools(node: fx.Node) -> bool:
     """Whether a node is the mean over the last two of four dimensions."""
+    over: Any = node.args[1]
     if node.target is aten.adaptive_avg_pool2d.default:
-        return list(node.args[1]) == [1, 1]  # type: ignore[arg-type]
-    return node.target is aten.mean.dim and {d % 4 for d in node.args[1]} == {2, 3} and not node.kwargs  # type: ignore
+        return list(over) == [1, 1]
+    return node.target is aten.mean.dim and {dim % 4 for dim in over} == {2, 3} and not node.kwargs

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from service.engine.runtimes import openvino
 from service.engine.runtimes.precision import disagreement, speedup
-from service.engine.runtimes.torch import Precision, TorchTrunk, Trunk, has_bf16
+from service.engine.runtimes.torch import TorchTrunk, Trunk, has_bf16
 from service.engine.work import Outcome
 from service.errors import ConfigurationError
 
@@ -80,7 +80,9 @@ def _openvino(jury: _Jury, *, on_cpu: bool) -> Trunk:
     if not openvino.available():
         raise ConfigurationError(f"card {jury.name}: engine openvino is not installed; install it, or use auto or torch")
     if not on_cpu:
-        raise ConfigurationError(f"card {jury.name}: engine openvino runs on the CPU only; set device = cpu, or use auto or torch")
+        raise ConfigurationError(
+            f"card {jury.name}: engine openvino runs on the CPU only; set device = cpu, or use auto or torch"
+        )
     model = openvino.convert(jury.trunk.module, jury.images[:2])
 
     def exact() -> Trunk:
@@ -90,9 +92,7 @@ def _openvino(jury: _Jury, *, on_cpu: bool) -> Trunk:
             raise ValueError(f"its answers are not torch's: {reason}")
         return built
 
-    return jury.settle(
-        exact, lambda: openvino.OpenVINOTrunk(model, "bf16", plan.threads), capable=openvino.has_bf16()
-    )
+    return jury.settle(exact, lambda: openvino.OpenVINOTrunk(model, "bf16", plan.threads), capable=openvino.has_bf16())
 
 
 class _Jury:
@@ -119,7 +119,9 @@ class _Jury:
         """
         if self.plan.precision == "bf16":
             if not capable:
-                raise ConfigurationError(f"card {self.name}: precision bf16: this hardware does not compute in it; use auto or fp32")
+                raise ConfigurationError(
+                    f"card {self.name}: precision bf16: this hardware does not compute in it; use auto or fp32"
+                )
             return fast()
         chosen = exact()
         if self.plan.precision == "fp32" or not capable:

@@ -79,7 +79,7 @@ def convert(trunk: fx.GraphModule, example: Tensor) -> Any:
     with BUILDING:
         try:
             model = _read(TorchFXPythonDecoder(lowered(trunk)))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             log.info("openvino_export", reason=str(error)[-200:])
             with torch.no_grad():
                 program = torch.export.export(trunk, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))

@@ -51,7 +51,7 @@ class TorchTrunk:
     def halved(self) -> Self:
         """A copy in bfloat16; where the graph itself names float32, running it fails."""
         with BUILDING:
-            module = copy.deepcopy(self.module).to(torch.bfloat16, memory_format=torch.channels_last)
+            module = copy.deepcopy(self.module).to(torch.bfloat16).to(memory_format=torch.channels_last)
         return type(self)(module, "bf16")
 
 
