@@ -76,10 +76,12 @@ def pooled_head(head: fx.GraphModule) -> PooledHead | None:
 
 def _keeps(node: fx.Node, channels: int) -> bool:
     """Whether a node gives the values that it takes, in order: one for each channel of each picture."""
-    shape = node.meta["val"].shape if node.op == "call_function" else ()
+    shape: Any = node.meta["val"].shape if node.op == "call_function" else ()
     if len(shape) < 2 or shape[1] != channels or any(size != 1 for size in shape[2:]):
         return False
-    return node.target in SAME or (node.target is aten.dropout.default and node.args[2] is False)
+    if node.target is aten.dropout.default:
+        return node.args[-1] is False
+    return node.target in SAME
 
 
 def _pools(node: fx.Node) -> bool:
