@@ -80,7 +80,7 @@ def convert(trunk: fx.GraphModule, example: Tensor) -> Any:
         try:
             model = _read(TorchFXPythonDecoder(lowered(trunk)))
         except Exception as error:
-            log.info("openvino_export", reason=str(error)[-200:])
+            log.info("openvino_export", reason=str(error).strip().rpartition("\n")[-1])
             with torch.no_grad():
                 program = torch.export.export(trunk, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
             model = _read(TorchFXPythonDecoder.from_exported_program(program))
