@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "settings": {"errors"},
 }
 ROOF = {"app", "cli", "reference", "__main__"}
-TORCH = {"torch", "torchvision", "timm", "transformers", "keras", "safetensors"}
+TORCH = {"torch", "torchvision", "timm", "transformers", "keras", "safetensors", "openvino"}
 HTTP = {"fastapi", "starlette", "uvicorn", "multipart", "python_multipart"}
 
 
