@@ -38,8 +38,12 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto", description="auto (cuda when there is one), cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
     )
-    precision: Literal["auto", "fp32"] = Field("auto", description="Arithmetic of the network; auto is fp32 for now.")
-    engine: Literal["auto", "torch"] = Field("auto", description="What runs the trunk; auto is torch for now.")
+    engine: Literal["auto", "torch", "openvino"] = Field(
+        "auto", description="What runs the network up to the card's layer; auto is openvino on the CPU where it is installed."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Its arithmetic; auto is bf16 where the hardware has it, answers stay the same and it is faster."
+    )
     random_weights: bool = Field(
         default=False, description="Seeded random weights for every card whose weights live in a hub: benchmarks and tests."
     )

@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from service.engine.network import Network
+from service.engine.runtimes import EXACT, Plan
 from service.engine.sources import Loaded, Preprocessing
 
 VIT_SIDE = 96
@@ -80,7 +81,7 @@ def known(name: str) -> nn.Module:
     return seeded(torchvision.models.get_model, rest, weights=None)
 
 
-def network(module: nn.Module, *layers: str, size: int = 32, name: str = "test") -> Network:
+def network(module: nn.Module, *layers: str, size: int = 32, name: str = "test", plan: Plan = EXACT) -> Network:
     """The engine's network around a module; pictures are scaled to -1..1."""
     preprocessing = Preprocessing(size, size, size, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return Network(name, Loaded(module, preprocessing, "sha256:test"), layers, torch.device("cpu"))
+    return Network(name, Loaded(module, preprocessing, "sha256:test"), layers, torch.device("cpu"), plan=plan)

@@ -106,8 +106,13 @@ def _head(batch: Batch, rows: Sequence[Row]) -> list[Explained]:
     pictures = [row.picture for row in rows]
     each_once = pictures == list(range(len(batch.works)))
     inputs = batch.parts.enter(batch.crossing, None if each_once else torch.tensor(pictures, device=batch.images.device))
-    with torch.enable_grad():
-        logits, *activations = batch.parts.head(*inputs)
+    if batch.parts.pooled is not None:
+        activations = inputs
+        with torch.no_grad():
+            logits = batch.parts.pooled.logits(inputs[0])
+    else:
+        with torch.enable_grad():
+            logits, *activations = batch.parts.head(*inputs)
     scores = logits.detach().float().cpu().numpy()
     classes = [int(scores[i].argmax()) if row.class_id is None else row.class_id for i, row in enumerate(rows)]
     asked = [batch.works[picture] for picture in pictures]
@@ -120,18 +125,16 @@ def _maps(
 ) -> list[Maps]:
     """For each row, for each cut layer, the map of its method where that is a batched one."""
     found: list[Maps] = [()] * len(works)
-    batched = [row for row, work in enumerate(works) if work.rows and _is_batched(work)]
+    batched = [row for row, work in enumerate(works) if work.rows and is_batched(work)]
     if not batched:
         return found
     gradients: Sequence[Tensor] = [activation.new_empty(0) for activation in activations]
     if any(METHODS[works[row].method].gradient for row in batched):
-        index = torch.arange(len(works), device=logits.device)
-        score = logits[index, torch.tensor(classes, device=logits.device)].sum()
         against = [(row, work.versus) for row, work in enumerate(works) if work.versus is not None]
-        if against:
-            at_row, at_class = torch.tensor(against, device=logits.device).unbind(1)
-            score = score - logits[at_row, at_class].sum()
-        gradients = torch.autograd.grad(score, list(activations))
+        if parts.pooled is not None:
+            gradients = [parts.pooled.gradients(activations[0], classes, against)]
+        else:
+            gradients = torch.autograd.grad(_score(logits, classes, against), list(activations))
     with torch.no_grad():
         seen = [layout.to_nchw(a.detach()) for layout, a in zip(parts.layouts, activations, strict=True)]
         felt = [layout.to_nchw(g) if g.numel() else g for layout, g in zip(parts.layouts, gradients, strict=True)]
@@ -148,7 +151,17 @@ def _maps(
     return found
 
 
-def _is_batched(work: Work) -> bool:
+def _score(logits: Tensor, classes: Sequence[int], against: Sequence[tuple[int, int]]) -> Tensor:
+    """The sum of what each row explains: its class's logit, less that of the class it is held `against`."""
+    index = torch.arange(len(logits), device=logits.device)
+    score = logits[index, torch.tensor(classes, device=logits.device)].sum()
+    if against:
+        at_row, at_class = torch.tensor(against, device=logits.device).unbind(1)
+        score = score - logits[at_row, at_class].sum()
+    return score
+
+
+def is_batched(work: Work) -> bool:
     """Whether one head pass explains it, together with others; views of its own it must be asked about by itself."""
     return METHODS[work.method].cam is not None and not work.tuning.aug_smooth
 
@@ -197,7 +210,7 @@ def _outcome(batch: Batch, picture: int, explained: Sequence[Explained]) -> Outc
     if not np.isfinite(logits).all():
         return broken
     wanted = explained if work.rows else []
-    if _is_batched(work):
+    if is_batched(work):
         at = [batch.parts.layers.index(layer) for layer in work.layers]
         maps = tuple(tuple(e.maps[layer] for layer in at) for e in wanted)
     else:
@@ -207,4 +220,6 @@ def _outcome(batch: Batch, picture: int, explained: Sequence[Explained]) -> Outc
             return error
     if not all(np.isfinite(grid).all() for grids in maps for grid in grids):
         return broken
-    return Outcome(logits, tuple(e.class_id for e in wanted), maps, work.layers if method.layered else ())
+    trunk = batch.parts.trunk
+    layers = work.layers if method.layered else ()
+    return Outcome(logits, tuple(e.class_id for e in wanted), maps, layers, trunk.engine, trunk.precision)

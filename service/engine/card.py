@@ -158,6 +158,8 @@ class Runtime(_Table):
     """What overrides the service's settings for this model."""
 
     max_batch_size: int | None = Field(None, ge=1, le=256)
+    engine: Literal["auto", "torch", "openvino"] | None = None
+    precision: Literal["auto", "fp32", "bf16"] | None = None
 
 
 class Card(_Table):

@@ -65,7 +65,9 @@ def inspect(image: Tensor, parts: Split, asked: Inspection) -> Inspected:
         _view(layer, _grid(layout, a), _grid(layout, g), asked.channels)
         for layer, layout, a, g in zip(parts.layers, parts.layouts, activations, gradients, strict=True)
     )
-    return Inspected(_finite(logits[0].detach().float().cpu().numpy()), class_id, views)
+    return Inspected(
+        _finite(logits[0].detach().float().cpu().numpy()), class_id, views, parts.trunk.engine, parts.trunk.precision
+    )
 
 
 def _grid(layout: Layout, values: Tensor) -> NDArray[np.float32]:

@@ -9,43 +9,41 @@ from __future__ import annotations
 import difflib
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.engine.attribution import Batch, explain_pictures
+from service.engine.attribution import Batch, explain_pictures, is_batched
 from service.engine.card import Card
+from service.engine.cuts import Cuts
 from service.engine.examination import evaluate
-from service.engine.graph import NetworkGraph, export
 from service.engine.inspection import inspect, stages
 from service.engine.layout import Stated
 from service.engine.methods import METHODS
 from service.engine.methods.method import Method
 from service.engine.probe import Probe
+from service.engine.runtimes import EXACT, Plan, choose
+from service.engine.runtimes.precision import photographs
+from service.engine.runtimes.torch import TorchTrunk, Trunk
 from service.engine.sources import Loaded, load
 from service.engine.split import Split, split
 from service.engine.work import Evaluation, Examination, Inspected, Inspection, LayerInfo, Outcome, Tuning, Work
 from service.errors import ConfigurationError, LayerNotFound, MethodNotApplicable
 
-T = TypeVar("T")
-
-KEPT_GRAPHS = 4  # input sizes, beside the card's, that stay exported (`fit=native`)
 RATE_SMOOTHING = 0.1  # weight of the newest batch in the mean of seconds per image
 LONGEST_WAIT_S = 0.5  # of a slow method for quicker ones: it must get on in the end
-KEPT_SPLITS = 16  # sets of layers, beside the card's, that stay cut
 
 
 class Network:
     """A network on its device, cut at its card's layers, ready to run.
 
     Attributes:
-        precision, engine, device, digest: what every answer says of how it was computed.
+        engine, precision: of the card's own cut at its own picture size; other answers are computed by torch in fp32.
+        device, digest: what every answer says.
         preprocessing: how a picture becomes its input.
         seconds_per_image: of recent batches, to tell how long methods of many passes will take; 0 before it is warm.
         layers: where it can be explained, by module path, at the card's input size.
@@ -53,12 +51,16 @@ class Network:
         classes: number of logits.
     """
 
-    precision = "fp32"
-    engine = "torch"
     seconds_per_image = 0.0
 
     def __init__(
-        self, name: str, loaded: Loaded, layers: Sequence[str], device: torch.device, stated: Stated | None = None
+        self,
+        name: str,
+        loaded: Loaded,
+        layers: Sequence[str],
+        device: torch.device,
+        stated: Stated | None = None,
+        plan: Plan = EXACT,
     ) -> None:
         """Exports and cuts the network.
 
@@ -68,9 +70,11 @@ class Network:
             layers: to be cut at; the network's own choice where there are none.
             device: to run on.
             stated: layout of `layers`, where it is not to be read off the network.
+            plan: engine and precision of the card's own cut.
 
         Raises:
-            ConfigurationError: it cannot be exported, or the card's layer does not exist or has no grid.
+            ConfigurationError: it cannot be exported, the card's layer does not exist or has no grid, or the plan cannot be
+                fulfilled.
         """
         self.name = name
         self.device = str(device)
@@ -83,17 +87,15 @@ class Network:
         self._mean = torch.tensor(loaded.preprocessing.mean, device=device).view(1, -1, 1, 1) * 255
         self._std = torch.tensor(loaded.preprocessing.std, device=device).view(1, -1, 1, 1) * 255
         self._size = (loaded.preprocessing.height, loaded.preprocessing.width)
-        self._lock = threading.Lock()
         self._lane = threading.Condition()
         self._slow = threading.Lock()
         self._hurried = 0
-        self._splits: OrderedDict[tuple[tuple[int, int], tuple[str, ...]], Split] = OrderedDict()
-        self._graphs: OrderedDict[tuple[int, int], NetworkGraph] = OrderedDict()
-        self._stated = (tuple(layers), stated) if stated is not None else None
-        self._graph = self._exported(self._size)
-        self.classes = int(self._graph.logits.meta["val"].shape[1])
-        self.layers: dict[str, LayerInfo] = self._graph.layers()
-        own = self._graph.default_layer()
+        stated_layers = (tuple(layers), stated) if stated is not None else None
+        self._cuts = Cuts(name, self._module, self._channels, self._size, stated_layers)
+        graph = self._cuts.graph
+        self.classes = int(graph.logits.meta["val"].shape[1])
+        self.layers: dict[str, LayerInfo] = graph.layers()
+        own = graph.default_layer()
         self.default_layers = tuple(layers) or ((own,) if own else ())
         if not self.default_layers:
             raise ConfigurationError(f"card {name}: the network has no layer with a grid of more than one cell to explain")
@@ -101,19 +103,23 @@ class Network:
             self.check_layers(self.default_layers)
         except LayerNotFound as error:
             raise ConfigurationError(f"card {name}: explain.layer: {error.detail}") from error
-        self._default = split(self._graph, self.default_layers)
+        self._exact = split(graph, self.default_layers)
+        self._default = self._calibrated(plan)
+        self.engine, self.precision = self._default.trunk.engine, self._default.trunk.precision
         self.methods = tuple(name for name in METHODS if self._fits(name))
 
     @classmethod
-    def load(cls, card: Card, device: torch.device, *, random_weights: bool = False) -> Network:
-        """Builds, fills, exports and cuts the network that a card describes.
+    def load(cls, card: Card, device: torch.device, plan: Plan = EXACT, *, random_weights: bool = False) -> Network:
+        """Builds, fills, exports and cuts the network that a card describes; what it says of its runtime overrides the plan.
 
         Raises:
             ConfigurationError: the card cannot be fulfilled; the message names card, field and what would be right.
         """
         own = card.explain
         stated = Stated(own.layout, own.prefix_tokens or 0) if own.layout is not None else None
-        return cls(card.name, load(card, random_weights=random_weights), own.layer, device, stated)
+        wanted = card.runtime
+        plan = replace(plan, engine=wanted.engine or plan.engine, precision=wanted.precision or plan.precision)
+        return cls(card.name, load(card, random_weights=random_weights), own.layer, device, stated, plan)
 
     def check_layers(self, layers: Sequence[str]) -> None:
         """Checks that the network can be explained at each of these module paths.
@@ -141,14 +147,14 @@ class Network:
             raise MethodNotApplicable(f"method: no such method. {fitting}")
         if name not in self.methods:
             try:
-                METHODS[name].fits(self._graph)
+                METHODS[name].fits(self._cuts.graph)
             except MethodNotApplicable as error:
                 raise MethodNotApplicable(f"{error.detail} {fitting}") from error
         return METHODS[name]
 
     def _fits(self, name: str) -> bool:
         try:
-            METHODS[name].fits(self._graph)
+            METHODS[name].fits(self._cuts.graph)
         except MethodNotApplicable:
             return False
         return True
@@ -179,7 +185,7 @@ class Network:
             DeadlineExceeded: nobody waits any more.
         """
         images = self._normalised(np.stack([asked.pixels]))
-        graph = self._graph_at(asked.pixels.shape[:2])
+        graph = self._cuts.at(asked.pixels.shape[:2])
         with self._slow:
             probe = Probe(
                 network=graph,
@@ -201,7 +207,7 @@ class Network:
         Raises:
             InferenceNonFinite: the network's numbers are not finite.
         """
-        parts = self._split(asked.pixels.shape[:2], asked.layers or stages(self._graph))
+        parts = self._split(asked.pixels.shape[:2], asked.layers or stages(self._cuts.graph))
         with self._slow:
             return inspect(self._normalised(np.stack([asked.pixels])), parts, asked)
 
@@ -211,13 +217,19 @@ class Network:
 
     def _run(self, works: Sequence[Work], step_aside: Callable[[], None]) -> list[Outcome | Exception]:
         answers: dict[int, Outcome | Exception] = {}
-        by_size: dict[tuple[int, int], list[int]] = {}
+        groups: dict[tuple[tuple[int, int], bool], list[int]] = {}
         for index, work in enumerate(works):
-            by_size.setdefault((work.pixels.shape[0], work.pixels.shape[1]), []).append(index)
-        for size, indices in by_size.items():
-            outcomes = self._run_one_size(size, [works[i] for i in indices], step_aside)
+            size = (work.pixels.shape[0], work.pixels.shape[1])
+            groups.setdefault((size, self._is_usual(size, work)), []).append(index)
+        for (size, usual), indices in groups.items():
+            outcomes = self._run_group(size, [works[i] for i in indices], step_aside, usual=usual)
             answers.update(zip(indices, outcomes, strict=True))
         return [answers[index] for index in range(len(works))]
+
+    def _is_usual(self, size: tuple[int, int], work: Work) -> bool:
+        """Whether the card's own cut answers it, whose trunk alone is compiled. What asks the network again needs it exact."""
+        own = size == self._size and work.layers in {(), self.default_layers}
+        return own and (work.rows == 0 or is_batched(work))
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
         """Runs the whole way twice per batch size, so that the first request meets nothing cold."""
@@ -233,17 +245,37 @@ class Network:
         known = self.seconds_per_image
         self.seconds_per_image = known + RATE_SMOOTHING * (seconds - known) if known else seconds
 
-    def _run_one_size(
-        self, size: tuple[int, int], works: Sequence[Work], step_aside: Callable[[], None]
+    def _run_group(
+        self, size: tuple[int, int], works: Sequence[Work], step_aside: Callable[[], None], *, usual: bool
     ) -> list[Outcome | Exception]:
         works = [work if work.layers else replace(work, layers=self.default_layers) for work in works]
-        parts = self._split(size, tuple(dict.fromkeys(layer for work in works for layer in work.layers)))
+        layers = tuple(dict.fromkeys(layer for work in works for layer in work.layers))
+        return self._explain(self._default if usual else self._split(size, layers), works, step_aside)
+
+    def _explain(self, parts: Split, works: Sequence[Work], step_aside: Callable[[], None]) -> list[Outcome | Exception]:
+        """A batch of pictures of one size through one cut, which has every layer that they name."""
         images = self._normalised(np.stack([work.pixels for work in works]))
+        size = works[0].pixels.shape[:2]
         with torch.no_grad():
-            crossing = parts.trunk(images)
+            crossing = tuple(parts.trunk(images))
         return explain_pictures(
-            Batch(self._graph_at(size), images, parts, crossing, works, lambda layers: self._split(size, layers), step_aside)
+            Batch(self._cuts.at(size), images, parts, crossing, works, lambda layers: self._split(size, layers), step_aside)
         )
+
+    def _calibrated(self, plan: Plan) -> Split:
+        """The card's own cut with the trunk to serve with."""
+        works = [Work(picture, best=1, layers=self.default_layers) for picture in photographs(*self._size)]
+
+        def answers(trunk: Trunk) -> list[Outcome]:
+            found = self._explain(replace(self._exact, trunk=trunk), works, lambda: None)
+            broken = next((one for one in found if isinstance(one, Exception)), None)
+            if broken is not None:
+                raise broken
+            return [one for one in found if isinstance(one, Outcome)]
+
+        assert isinstance(self._exact.trunk, TorchTrunk)
+        images = self._normalised(np.stack([work.pixels for work in works]))
+        return replace(self._exact, trunk=choose(self.name, self._exact.trunk, images, plan, answers))
 
     def _normalised(self, pixels: NDArray[np.uint8]) -> Tensor:
         """uint8 RGB ``[N, h, w, 3]`` -> float32 ``[N, C, h, w]`` with the card's mean and standard deviation, on the device.
@@ -257,42 +289,5 @@ class Network:
         return floats.sub_(self._mean).div_(self._std)
 
     def _split(self, size: tuple[int, int], layers: tuple[str, ...]) -> Split:
-        """The network cut at these layers for this picture size; kept, a bounded number of them."""
-        if size == self._size and layers == self.default_layers:
-            return self._default
-        with self._lock:
-            return _kept(self._splits, KEPT_SPLITS, (size, layers), lambda: split(self._graph_for(size), layers))
-
-    def _graph_at(self, size: tuple[int, int]) -> NetworkGraph:
-        """The network for this picture size; for the card's own size without waiting while another one is exported."""
-        if size == self._size:
-            return self._graph
-        with self._lock:
-            return self._graph_for(size)
-
-    def _exported(self, size: tuple[int, int]) -> NetworkGraph:
-        graph = export(self.name, self._module, (self._channels, *size))
-        if self._stated is not None:
-            try:
-                graph.state(*self._stated)
-            except ConfigurationError as error:
-                raise ConfigurationError(f"card {self.name}: {error}") from error
-        return graph
-
-    def _graph_for(self, size: tuple[int, int]) -> NetworkGraph:
-        if size == self._size:
-            return self._graph
-        return _kept(self._graphs, KEPT_GRAPHS, size, lambda: self._exported(size))
-
-
-K = TypeVar("K", bound=Hashable)
-
-
-def _kept(cache: OrderedDict[K, T], limit: int, key: K, make: Callable[[], T]) -> T:
-    """`cache[key]`, made when it is not there; the least recently used goes when there are more than `limit`."""
-    if key not in cache:
-        cache[key] = make()
-        if len(cache) > limit:
-            cache.popitem(last=False)
-    cache.move_to_end(key)
-    return cache[key]
+        """The network cut at these layers for this picture size, in torch; the card's own without waiting."""
+        return self._exact if size == self._size and layers == self.default_layers else self._cuts.split(size, layers)

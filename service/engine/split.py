@@ -18,6 +18,8 @@ from torch import Tensor, fx
 
 from service.engine.graph import NetworkGraph, depends_on, is_batch_size, is_size
 from service.engine.layout import Layout
+from service.engine.pooled import PooledHead, pooled_head
+from service.engine.runtimes.torch import TorchTrunk, Trunk
 from service.errors import ConfigurationError
 
 
@@ -45,19 +47,21 @@ class Split:
 
     Attributes:
         layers: the module paths, in the order given.
-        trunk: float ``[N, C, h, w]`` -> tuple of the crossing values.
+        trunk: float ``[N, C, h, w]`` -> the crossing values; torch in float32, until another runtime takes its place.
         head: the crossing values -> (logits ``[R, classes]``, activations of each layer in order).
         crossings: how each crossing value is repeated for the head's rows.
         leaves: which crossing values are activations of cut layers, to be made leaves of autograd.
         layouts: of each layer's activations.
+        pooled: the head in closed form, where it has one.
     """
 
     layers: tuple[str, ...]
-    trunk: fx.GraphModule
+    trunk: Trunk
     head: fx.GraphModule
     crossings: tuple[Crossing, ...]
     leaves: tuple[int, ...]
     layouts: tuple[Layout, ...]
+    pooled: PooledHead | None
 
     def enter(self, crossing: Sequence[Tensor], rows: Tensor | None) -> list[Tensor]:
         """What the head takes: crossing values for `rows` (None: each picture once), activations as fresh leaves."""
@@ -92,11 +96,12 @@ def split(network: NetworkGraph, layers: Sequence[str]) -> Split:
     )
     return Split(
         tuple(layers),
-        trunk,
+        TorchTrunk(trunk),
         head,
         tuple(_crossing(network, n) for n in crossing),
         tuple(crossing.index(n) for n in sorted(first)),
         tuple(network.layout(layer) for layer in layers),
+        pooled_head(head),
     )
 
 

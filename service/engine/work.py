@@ -86,12 +86,15 @@ class Outcome:
         maps: for each class, for each layer, the signed map on the layer's grid, float32 ``[rows, columns]``, in logit units;
             one map, of the input's size, from methods that know no layer.
         layers: module paths explained at; none for those methods.
+        engine, precision: what ran the network up to the layers, and in which arithmetic.
     """
 
     logits: NDArray[np.float32]
     classes: tuple[int, ...]
     maps: tuple[tuple[NDArray[np.float32], ...], ...]
     layers: tuple[str, ...]
+    engine: str
+    precision: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +244,10 @@ class LayerView:
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """What the network said of an image, and what its layers did for `class_id`."""
+    """What the network said of an image, and what its layers did for `class_id`; `engine`, `precision` as in `Outcome`."""
 
     logits: NDArray[np.float32]
     class_id: int
     layers: tuple[LayerView, ...]
+    engine: str
+    precision: str

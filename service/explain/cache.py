@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -198,8 +198,7 @@ def _own(done: Done[Outcome]) -> Done[Outcome]:
     """With arrays of its own, for a view would keep its whole batch in memory, that nobody can change."""
     outcome = done.value
     maps = tuple(tuple(_frozen(one) for one in layers) for layers in outcome.maps)
-    kept = Outcome(_frozen(outcome.logits), outcome.classes, maps, outcome.layers)
-    return Done(kept, done.queued_s, done.ran_s, done.batch_size)
+    return Done(replace(outcome, logits=_frozen(outcome.logits), maps=maps), done.queued_s, done.ran_s, done.batch_size)
 
 
 def _frozen(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -133,7 +133,7 @@ class Explainer:
         self._metrics.images.labels(model.card.name).inc(len(plan.subjects))
         milliseconds = {stage: 1000 * seconds for stage, seconds in stages.items()}
         return Answer(
-            model=model.identity,
+            model=model.identity_of([item.value for item in asked.done]),
             results=tuple(image.result for image in drawn),
             timings=Timings(**milliseconds, total=1000 * (clock() - started)),
             batch_size=max(item.batch_size for item in asked.done),

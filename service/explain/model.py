@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +15,8 @@ from service.engine.card import Activation, Card
 from service.engine.device import Device
 from service.engine.labels import LabelSet, read_labels
 from service.engine.network import Network
-from service.engine.work import Outcome, Work
+from service.engine.runtimes import Plan
+from service.engine.work import Inspected, Outcome, Work
 from service.errors import ConfigurationError, ParameterInvalid
 from service.explain.answer import ModelIdentity, ModelInfo, Prediction
 from service.explain.batcher import Batcher, Done
@@ -127,7 +128,8 @@ class Model:
             ConfigurationError: the card cannot be fulfilled.
         """
         labels = read_labels(card)
-        network = Network.load(card, device, random_weights=settings.random_weights)
+        plan = Plan(settings.engine, settings.precision, settings.engine_threads)
+        network = Network.load(card, device, plan, random_weights=settings.random_weights)
         if network.classes == 1:
             raise ConfigurationError(
                 f"card {card.name}: labels.activation: the network has one logit, of which a softmax makes 1 whatever it sees; "
@@ -200,6 +202,13 @@ class Model:
         return Wanted(
             classes, best, self.labels.find(against) if isinstance(against, str) else self.labels.check(against), listed
         )
+
+    def identity_of(self, outcomes: Sequence[Outcome | Inspected]) -> ModelIdentity:
+        """The model's identity, with what computed these outcomes; pictures of several sizes may have met several engines."""
+        engine, precision = (
+            ", ".join(sorted({getattr(outcome, name) for outcome in outcomes})) for name in ("engine", "precision")
+        )
+        return replace(self.identity, engine=engine, precision=precision)
 
     def describe(self) -> ModelInfo:
         """What `GET /models/{model}` tells of a loaded model; the state is the registry's to say."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from service.engine import runtimes
 from service.engine.device import prepare
 from service.engine.methods import METHODS
 from service.engine.network import Network
@@ -43,7 +44,9 @@ def measure(plan: Plan, wanted: set[str]) -> Iterator[Row]:
 def load(name: str) -> Network:
     """A card's network as the service would load it; random weights where a hub has the real ones."""
     settings = Settings()
-    return Network.load(peers.card(name), prepare(settings.device, settings.engine_threads), random_weights=True)
+    device = prepare(settings.device, settings.engine_threads)
+    plan = runtimes.Plan(settings.engine, settings.precision, settings.engine_threads)
+    return Network.load(peers.card(name), device, plan, random_weights=True)
 
 
 def pictures(network: Network, size: int) -> NDArray[np.uint8]:

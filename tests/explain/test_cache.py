@@ -61,7 +61,9 @@ class Network:
             if failure is not None:
                 raise failure
             batch = np.stack([np.full((self.grid, self.grid), sum(name.encode()), np.float32) for name in images])
-            return [Done(Outcome(one[0], (0,), ((one,),), ("block",)), 0.5, 0.25, len(images)) for one in batch]
+            return [
+                Done(Outcome(one[0], (0,), ((one,),), ("block",), "torch", "fp32"), 0.5, 0.25, len(images)) for one in batch
+            ]
 
         return await cache.find(keys, compute, reuse)
 
@@ -319,7 +321,7 @@ def test_predictions_are_the_same_whatever_the_method() -> None:
 
 
 def test_of_several_images_the_costliest_tells() -> None:
-    done = Done(Outcome(np.zeros(1, np.float32), (), (), ()), 0.0, 0.0, 0)
+    done = Done(Outcome(np.zeros(1, np.float32), (), (), (), "torch", "fp32"), 0.0, 0.0, 0)
     assert worst([Found(done, "hit"), Found(done, "miss"), Found(done, "coalesced")]) == "miss"
     assert worst([Found(done, "coalesced"), Found(done, "hit")]) == "coalesced"
     assert worst([Found(done, "hit")]) == "hit"

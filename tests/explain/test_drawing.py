@@ -46,7 +46,7 @@ def drawn(model: Model, seen: Seen) -> Draw:
         *grids: Grid, delivery: Delivery = "json", versus: int | None = None, stop: bool = False, **options: Any
     ) -> Drawn:
         classes = tuple(range(0, 2 * len(grids), 2))
-        outcome = Outcome(LOGITS, classes, tuple((grid,) for grid in grids), ("block",))
+        outcome = Outcome(LOGITS, classes, tuple((grid,) for grid in grids), ("block",), "torch", "fp32")
         abandoned = threading.Event()
         if stop:
             abandoned.set()

@@ -16,6 +16,7 @@ import pytest
 from service.engine.card import Card
 from service.engine.device import Device
 from service.engine.network import Network
+from service.engine.runtimes import EXACT, Plan
 from service.explain.answer import Answer, Delivery, Subject
 from service.explain.explainer import Explainer
 from service.explain.model import Model
@@ -56,9 +57,9 @@ def load_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every card with random weights gets the small network instead of its own; others are loaded as ever."""
     load_really = Network.load
 
-    def load(card: Card, device: Device, *, random_weights: bool = False) -> Network:
+    def load(card: Card, device: Device, plan: Plan = EXACT, *, random_weights: bool = False) -> Network:
         random = random_weights or card.weights.random is not None
-        return small_network() if random else load_really(card, device, random_weights=random_weights)
+        return small_network() if random else load_really(card, device, plan, random_weights=random_weights)
 
     monkeypatch.setattr(Network, "load", load)
 

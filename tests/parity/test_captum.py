@@ -93,7 +93,7 @@ def test_integrated_gradients(table: dict[tuple[str, str], float], name: str) ->
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_smoothgrad_at_the_same_points(table: dict[tuple[str, str], float], name: str) -> None:
-    probing = probe_of(ours(name)._graph, image(name), "smoothgrad", CLASS, samples=10, noise=0.2)
+    probing = probe_of(ours(name)._cuts.graph, image(name), "smoothgrad", CLASS, samples=10, noise=0.2)
     mine = explore(probing)
     gradients = Saliency(known(name)).attribute(probing.asked.requires_grad_(), target=CLASS, abs=False)
     hold(table, "smoothgrad", name, mine, gradients.mean(0).abs().amax(0))
@@ -103,7 +103,7 @@ def test_smoothgrad_at_the_same_points(table: dict[tuple[str, str], float], name
 def test_gradient_shap_at_the_same_points(table: dict[tuple[str, str], float], name: str) -> None:
     # Without noise a point is b + alpha (x - b); with the generator's own alphas the plain colours b can be told.
     samples = 8
-    probing = probe_of(ours(name)._graph, image(name), "gradient_shap", CLASS, samples=samples, noise=0)
+    probing = probe_of(ours(name)._cuts.graph, image(name), "gradient_shap", CLASS, samples=samples, noise=0)
     mine = explore(probing)
     generator = probing.generator
     colors = torch.randn(samples, 3, 1, 1, generator=generator)

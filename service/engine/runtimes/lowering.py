@@ -1,0 +1,126 @@
+"""Writes a trunk in the operations that OpenVINO's reader of fx graphs knows.
+
+`torch.export` can do it too, by tracing the trunk anew and decomposing every operation, but takes seconds where this takes
+milliseconds. An operation that is missing here is left as it is, and the reader refuses the graph if it does not know it.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+# Gives the target and arguments of an operation that equals the one at hand; None where there is none.
+Rule = Callable[..., "tuple[Any, tuple[Any, ...]] | None"]
+
+
+def lowered(trunk: fx.GraphModule) -> fx.GraphModule:
+    """The same trunk, to be read and not to be run; parameters are shared, not copied.
+
+    What depends on no picture is computed now: position embeddings that a transformer fits to its input size, say.
+    """
+    constants = _constants(trunk)
+    graph = fx.Graph()
+    attributes: dict[str, Any] = {}
+    env: dict[fx.Node, Any] = {}
+
+    def operand(node: fx.Node) -> Any:
+        if node not in env:
+            value = constants[node]
+            if isinstance(value, Tensor):
+                attributes[node.name] = value
+                env[node] = graph.get_attr(node.name)
+            else:
+                env[node] = value
+        return env[node]
+
+    for node in trunk.graph.nodes:
+        if node in constants:
+            continue
+        rule = RULES.get(node.target) if node.op == "call_function" and not node.kwargs else None
+        found = rule(*fx.map_arg(node.args, operand)) if rule is not None else None
+        if found is None:
+            env[node] = graph.node_copy(node, operand)
+            continue
+        target, arguments = found
+        new = graph.call_function(target, arguments)
+        if target in FIRST_OF_SEVERAL:
+            new = graph.call_function(operator.getitem, (new, 0))
+        new.meta = node.meta
+        env[node] = new
+    graph.eliminate_dead_code()
+    return fx.GraphModule(attributes, graph)
+
+
+def _constants(trunk: fx.GraphModule) -> dict[fx.Node, Any]:
+    """The value of every node that is computed from parameters alone."""
+    found: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in trunk.graph.nodes:
+            if node.op == "get_attr":
+                found[node] = functools.reduce(getattr, node.target.split("."), trunk)
+            elif node.op == "call_function" and all(parent in found for parent in node.all_input_nodes):
+                arguments, options = fx.map_arg((node.args, node.kwargs), found.__getitem__)
+                found[node] = node.target(*arguments, **options)
+    return found
+
+
+def _convolution(
+    x: fx.Node,
+    weight: fx.Node,
+    bias: fx.Node | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> tuple[Any, tuple[Any, ...]]:
+    sizes = (_pair(stride), _pair(padding), _pair(dilation))
+    return aten.convolution.default, (x, weight, bias, *sizes, False, [0, 0], groups)
+
+
+def _pad(x: fx.Node, sizes: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
+    return (aten.constant_pad_nd.default, (x, list(sizes), value or 0.0)) if mode == "constant" else None
+
+
+def _pool(x: fx.Node, size: Sequence[int]) -> Any:
+    return (aten.mean.dim, (x, [-2, -1], True)) if list(size) == [1, 1] else None
+
+
+def _layer_norm(
+    x: fx.Node, shape: Sequence[int], weight: fx.Node | None = None, bias: fx.Node | None = None, eps: float = 1e-5, *_: bool
+) -> tuple[Any, tuple[Any, ...]]:
+    return aten.native_layer_norm.default, (x, list(shape), weight, bias, eps)
+
+
+def _item(x: fx.Node, index: int) -> Any:
+    """Of a tensor taken apart; of anything else it stays as it is."""
+    if not isinstance(x, fx.Node) or x.target is not aten.unbind.int:
+        return None
+    whole, dim = (*x.args, 0)[:2]
+    return aten.select.int, (whole, dim, index)
+
+
+def _pair(value: Sequence[int]) -> list[int]:
+    """A list of one stands for both sides."""
+    return [*value, *value] if len(value) == 1 else list(value)
+
+
+RULES: dict[Any, Rule] = {
+    aten.conv2d.default: _convolution,
+    aten.pad.default: _pad,
+    aten.adaptive_avg_pool2d.default: _pool,
+    aten.layer_norm.default: _layer_norm,
+    aten.max_pool2d.default: lambda *arguments: (aten.max_pool2d_with_indices.default, arguments),
+    # OpenVINO's product takes any rank, as `matmul` does.
+    aten.matmul.default: lambda a, b: (aten.bmm.default, (a, b)),
+    operator.getitem: _item,
+    aten.softmax.int: lambda x, dim: (aten._softmax.default, (x, dim, False)),
+}
+# These give several tensors, of which the first is what is meant.
+FIRST_OF_SEVERAL = {aten.max_pool2d_with_indices.default, aten.native_layer_norm.default}

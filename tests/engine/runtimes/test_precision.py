@@ -1,0 +1,74 @@
+"""When answers agree, and which of two trunks is faster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service.engine.runtimes.precision import disagreement, photographs, speedup
+from service.engine.runtimes.torch import Precision
+from service.engine.work import Outcome
+
+GRID = np.random.default_rng(0).normal(size=(7, 7)).astype(np.float32)
+
+
+def outcome(grid: NDArray[np.floating[Any]], best: int = 1) -> Outcome:
+    logits = np.zeros(3, np.float32)
+    logits[best] = 1
+    return Outcome(logits, (best,), ((grid.astype(np.float32),),), ("block",), "torch", "fp32")
+
+
+def test_the_photographs_are_few_different_and_small() -> None:
+    pictures = photographs(40, 30)
+    assert {picture.shape for picture in pictures} == {(40, 30, 3)}
+    assert len(pictures) == len({picture.tobytes() for picture in pictures}) == 8
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (outcome(GRID * 3 + 1), None),
+        (outcome(GRID, best=2), "the best class"),
+        (outcome(np.roll(GRID, 1)), "correlates by"),
+        (outcome(np.zeros((7, 7))), "correlates by 0.000"),
+        (outcome(-GRID), "correlates by -1.000"),
+    ],
+)
+def test_answers_agree_in_class_and_map(found: Outcome, reason: str | None) -> None:
+    told = disagreement([outcome(GRID), outcome(GRID)], [outcome(GRID), found])
+    assert (told is None) if reason is None else (told is not None and reason in told)
+
+
+def test_maps_without_contrast_agree_with_their_like() -> None:
+    blank = outcome(np.zeros((7, 7)))
+    assert disagreement([blank], [blank]) is None
+    assert disagreement([blank], [outcome(GRID)]) is not None
+
+
+class Sleeper:
+    engine = "torch"
+    precision: Precision = "fp32"
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.calls = 0
+
+    def __call__(self, images: Tensor) -> Sequence[Tensor]:
+        self.calls += 1
+        time.sleep(self.seconds)
+        return (images,)
+
+
+def test_the_faster_is_found_in_bounded_time() -> None:
+    images = torch.zeros(1, 3, 8, 8)
+    assert speedup(Sleeper(0.02), Sleeper(0.005), images) > 1.5
+    slow = Sleeper(0.4)
+    speedup(slow, Sleeper(0.0), images)
+    assert slow.calls == 2
