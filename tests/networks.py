@@ -14,6 +14,8 @@ from service.engine.network import Network
 from service.engine.runtimes import EXACT, Plan
 from service.engine.sources import Loaded, Preprocessing
 
+VIT_SIDE = 96
+
 
 class OneConv(nn.Module):
     """captum's `BasicModel_ConvNet_One_Conv`: a 3x3 convolution, a ReLU, a linear layer whose weights are all one."""
@@ -68,10 +70,14 @@ def seeded(build: Any, *args: Any, seed: int = 0, **kwargs: Any) -> nn.Module:
 
 @functools.cache
 def known(name: str) -> nn.Module:
-    """A torchvision network, or a timm one as "timm:name", with seeded weights."""
+    """A torchvision network, or a timm one as "timm:name", with seeded weights; the ViT takes pictures of `VIT_SIDE`."""
     source, _, rest = name.rpartition(":")
     if source == "timm":
         return seeded(timm.create_model, rest, pretrained=False)
+    if rest == "vit_b_16":
+        vit = seeded(torchvision.models.vit_b_16, image_size=VIT_SIDE)
+        nn.init.trunc_normal_(vit.get_parameter("heads.head.weight"), std=0.02)  # born as zeros: no class, no gradient
+        return vit
     return seeded(torchvision.models.get_model, rest, weights=None)
 
 

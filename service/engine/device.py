@@ -7,6 +7,7 @@ import gc
 import sys
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from service.errors import ConfigurationError
 
@@ -41,6 +42,7 @@ def give_back() -> None:
 
     An exported graph is full of cycles, so it takes the collector to free it; glibc keeps freed memory until it is told.
     """
+    FakeTensorMode.cache_clear()  # what torch.export remembers of operators, with the sizes of every network ever exported
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -178,7 +178,7 @@ class Batcher(Generic[Item, Result]):
         self._wake.set()
         if self._worker is not None:
             await asyncio.wait([self._worker])  # unlike `await`, does not cancel the worker with an impatient caller
-        self._thread.shutdown(wait=False)
+        await asyncio.to_thread(self._thread.shutdown)  # a thread on its way out still holds `run`, and all that belongs to it
 
     def _admit(self, count: int) -> None:
         if self._closing:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -53,3 +54,17 @@ def library(
         # Gradients with respect to the picture: those of the parameters cost as much again and nobody looks at them.
         maps: Maps = cam(input_tensor=images.clone().requires_grad_(), **asked)
     return maps
+
+
+def report(library_name: str, rows: Mapping[tuple[str, str], float], networks: Iterable[str]) -> None:
+    """Writes what was measured, by method and network, to `build/parity/<library>.txt`, and prints it (`pytest -s`)."""
+    columns = {name: f"{name.rpartition(':')[2][:18]:>18}" for name in networks}
+    lines = [f"largest difference from {library_name}", " " * 28 + " ".join(columns.values())]
+    for method in dict.fromkeys(method for method, _ in rows):
+        cells = (f"{rows[method, name]:18.1e}" if (method, name) in rows else " " * 18 for name in columns)
+        lines.append(f"{method:28}" + " ".join(cells))
+    text = "\n".join(lines) + "\n"
+    print("\n" + text)  # noqa: T201 (the report)
+    folder = Path(__file__).parents[2] / "build" / "parity"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{library_name}.txt").write_text(text)

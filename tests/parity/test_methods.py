@@ -1,7 +1,7 @@
 """The oracle matrix: every class activation map that pytorch-grad-cam 1.5 has too, on every kind of network.
 
 The same seeded weights, two pictures, one class; the maps a client gets, min-max scaled at the network's input size, which is
-not square. The figures are the largest differences, printed as a table (`pytest -s`); the contract is 1e-4. Where the service
+not square. The figures are the largest differences, written as a table (see `report`); the contract is 1e-4. Where the service
 follows another convention (the docstring of the method says so) the library is asked by its own means to follow it too.
 """
 
@@ -19,12 +19,11 @@ import numpy as np
 import pytest
 import pytorch_grad_cam as library_of
 import torch
-import torchvision
 from numpy.typing import NDArray
 from pytorch_grad_cam import grad_cam_plusplus
 from pytorch_grad_cam.ablation_layer import AblationLayer
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from torch import Tensor, nn
+from torch import Tensor
 
 from service.engine.methods import METHODS
 from service.engine.network import Network
@@ -32,8 +31,8 @@ from service.engine.sources import Loaded, Preprocessing
 from service.engine.work import Outcome, Tuning, Work
 from service.imaging.heatmap import Polarity, render_maps
 from tests.engine.methods.probing import normalised, picture
-from tests.networks import known, seeded
-from tests.parity.oracle import Maps, library
+from tests.networks import VIT_SIDE, known
+from tests.parity.oracle import Maps, library, report
 
 TOLERANCE = 1e-4
 
@@ -65,7 +64,7 @@ NETWORKS = {
     "mobilenet_v3_large": Net("features"),
     "convnext_tiny": Net("features"),
     "swin_t": Net("features.7.1.norm1", reshape=channels_first),
-    "vit_b_16": Net("encoder.layers.encoder_layer_11.ln_1", (96, 96), places_first),
+    "vit_b_16": Net("encoder.layers.encoder_layer_11.ln_1", (VIT_SIDE, VIT_SIDE), places_first),
 }
 # The library's class, and whether the sign of its map is arbitrary: a singular vector's is.
 SHARED = {
@@ -92,19 +91,10 @@ SMOOTHABLE = [
 
 
 @functools.cache
-def module(name: str) -> nn.Module:
-    if name != "vit_b_16":
-        return known(name)
-    vit = seeded(torchvision.models.vit_b_16, image_size=96)
-    nn.init.trunc_normal_(vit.get_parameter("heads.head.weight"), std=0.02)  # born as zeros: no class, no gradient
-    return vit
-
-
-@functools.cache
 def ours(name: str) -> Network:
     height, width = NETWORKS[name].size
     preprocessing = Preprocessing(height, width, min(height, width), "bilinear", (0.5,) * 3, (0.5,) * 3)
-    loaded = Loaded(module(name), preprocessing, "sha256:test")
+    loaded = Loaded(known(name), preprocessing, "sha256:test")
     return Network(name.rpartition(":")[2], loaded, (NETWORKS[name].layer,), torch.device("cpu"))
 
 
@@ -161,7 +151,7 @@ def theirs(name: str, method: str, **asked: Any) -> Maps:
     asked["targets"] = None if method == "finercam" else [ClassifierOutputTarget(net.class_id)] * 2
     # All of V, of which one row is looked at, takes seconds.
     with mock.patch.object(np.random, "uniform", uniform), mock.patch.object(np.linalg, "svd", thin_svd):
-        return library(kind, module(name), [net.layer], images(name), net.reshape, **asked)
+        return library(kind, known(name), [net.layer], images(name), net.reshape, **asked)
 
 
 full_svd = np.linalg.svd
@@ -176,10 +166,7 @@ def thin_svd(cells: NDArray[Any], *, full_matrices: bool) -> Any:
 def table() -> Iterator[dict[tuple[str, str], float]]:
     rows: dict[tuple[str, str], float] = {}
     yield rows
-    print("\n" + " " * 26 + " ".join(f"{name.rpartition(':')[2][:12]:>12}" for name in NETWORKS))  # noqa: T201 (the report)
-    for method in dict.fromkeys(method for method, _ in rows):
-        cells = (f"{rows[method, name]:12.1e}" if (method, name) in rows else " " * 12 for name in NETWORKS)
-        print(f"{method:26}" + " ".join(cells))  # noqa: T201
+    report("pytorch-grad-cam", rows, NETWORKS)
 
 
 def hold(row: dict[tuple[str, str], float], method: str, name: str, found: Maps, expected: Maps) -> None:
@@ -238,5 +225,5 @@ def test_ablationcam_equals_pytorch_grad_cam(table: dict[tuple[str, str], float]
     assert outcome.logits[best] > 0, "where the score is negative theirs is the other polarity"
     (heat,) = render_maps(outcome.maps, polarity="positive", scale="minmax", input_size=NETWORKS[name].size)
     kind = functools.partial(library_of.AblationCAM, ablation_layer=Zeroing(), batch_size=64)
-    expected = library(kind, module(name), [NETWORKS[name].layer], images(name)[:1], targets=[ClassifierOutputTarget(best)])
+    expected = library(kind, known(name), [NETWORKS[name].layer], images(name)[:1], targets=[ClassifierOutputTarget(best)])
     hold(table, "ablationcam", name, heat.values[None], expected)
