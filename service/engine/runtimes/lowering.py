@@ -43,8 +43,9 @@ def lowered(trunk: fx.GraphModule) -> fx.GraphModule:
     for node in trunk.graph.nodes:
         if node in constants:
             continue
-        rule = RULES.get(node.target) if node.op == "call_function" and not node.kwargs else None
-        found = rule(*fx.map_arg(node.args, operand)) if rule is not None else None
+        rule = RULES.get(node.target) if node.op == "call_function" else None
+        arguments, options = fx.map_arg((node.args, node.kwargs), operand)
+        found = rule(*arguments, **options) if rule is not None else None
         if found is None:
             env[node] = graph.node_copy(node, operand)
             continue
@@ -117,6 +118,7 @@ RULES: dict[Any, Rule] = {
     aten.adaptive_avg_pool2d.default: _pool,
     aten.layer_norm.default: _layer_norm,
     aten.max_pool2d.default: lambda *arguments: (aten.max_pool2d_with_indices.default, arguments),
+    aten.subtract.Tensor: lambda a, b: (aten.sub.Tensor, (a, b)),
     # OpenVINO's product takes any rank, as `matmul` does.
     aten.matmul.default: lambda a, b: (aten.bmm.default, (a, b)),
     operator.getitem: _item,

@@ -81,11 +81,21 @@ def convert(trunk: fx.GraphModule, example: Tensor) -> Any:
             model = _read(TorchFXPythonDecoder(lowered(trunk)))
         except Exception as error:
             log.info("openvino_export", reason=str(error).strip().rpartition("\n")[-1])
-            with torch.no_grad():
-                program = torch.export.export(trunk, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-            model = _read(TorchFXPythonDecoder.from_exported_program(program))
+            model = _read(TorchFXPythonDecoder(_exported(trunk, example)))
         model.reshape([-1, *example.shape[1:]])
     return model
+
+
+def _exported(trunk: fx.GraphModule, example: Tensor) -> Any:
+    """The trunk traced anew, decomposed into everything that OpenVINO knows; takes seconds."""
+    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose  # noqa: PLC0415  (optional)
+
+    known = set(ops_to_not_decompose())
+    decompositions: Any = torch.export.default_decompositions()  # its methods have no types
+    table = {op: how for op, how in decompositions.items() if op not in known}
+    with torch.no_grad():
+        program = torch.export.export(trunk, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        return program.run_decompositions(table).module()
 
 
 def _read(decoder: Any) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from structlog.testing import capture_logs
 from torch import Tensor, nn
 
 from service.engine.graph import export
@@ -117,6 +118,16 @@ def test_crossing_values_keep_order_types_and_shapes(name: str) -> None:
     assert len(found) == (2 if name == "vit" else 1)
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)
+
+
+def test_only_what_cannot_be_read_directly_is_exported_anew() -> None:
+    told = {}
+    for name in ("pooled", "dense", "vit", "unusual"):
+        with capture_logs() as logs:
+            parts_of(name)
+        told[name] = [log["reason"] for log in logs if log["event"] == "openvino_export"]
+    assert [name for name, reasons in told.items() if reasons] == ["unusual"]
+    assert "aten.pad.default" in told["unusual"][0]
 
 
 def test_an_answer_is_not_overwritten_by_the_next() -> None:
