@@ -101,7 +101,8 @@ def test_concurrent_answers_equal_solo_answers(served: str) -> None:
         return np.load(io.BytesIO(response.content), allow_pickle=False), int(response.headers["x-batch-size"])
 
     async def everyone() -> tuple[list[int], list[tuple[Map, int]], list[tuple[Map, int]]]:
-        limits = httpx.Limits(max_connections=REQUESTS, max_keepalive_connections=REQUESTS, keepalive_expiry=2)
+        # New connections each time: one that has waited for the others may be closed by the server while it is taken up again.
+        limits = httpx.Limits(max_connections=REQUESTS, max_keepalive_connections=0)
         async with httpx.AsyncClient(timeout=120, limits=limits) as client:
             classes = await asyncio.gather(*(rank(client, number) for number in range(REQUESTS)))
             together = await asyncio.gather(*(explain(client, number, c) for number, c in enumerate(classes)))
