@@ -35,8 +35,9 @@ def test_an_explanation_is_measured_beside_its_baselines(gallery: Running) -> No
     measured = found.evaluation
     assert measured is not None
     assert measured.steps == STEPS == len(measured.map.deletion_curve) - 1
-    assert measured.probability == pytest.approx(found.probability, abs=1e-5)
-    assert measured.map.insertion_curve[-1] == pytest.approx(found.probability, abs=1e-5)
+    # What measures asks the network in fp32; the explanation may come from a trunk in bf16.
+    assert measured.probability == pytest.approx(found.probability, abs=0.01)
+    assert measured.map.insertion_curve[-1] == pytest.approx(measured.probability, abs=1e-5)
     # Coffee is one thing in one place: the map finds it better than chance and than the centre.
     assert measured.map.deletion < min(measured.random.deletion, measured.center.deletion)
     assert measured.map.insertion > max(measured.random.insertion, measured.center.insertion)
