@@ -106,7 +106,8 @@ class Network:
         self._exact = split(graph, self.default_layers)
         self._default = self._calibrated(plan)
         self.engine, self.precision = self._default.trunk.engine, self._default.trunk.precision
-        self.methods = tuple(name for name in METHODS if self._fits(name))
+        self._unfit = {name: reason for name, method in METHODS.items() if (reason := method.misfit(graph)) is not None}
+        self.methods = tuple(name for name in METHODS if name not in self._unfit)
 
     @classmethod
     def load(cls, card: Card, device: torch.device, plan: Plan = EXACT, *, random_weights: bool = False) -> Network:
@@ -145,19 +146,9 @@ class Network:
         fitting = f"Methods that fit this model: {', '.join(self.methods)}."
         if name not in METHODS:
             raise MethodNotApplicable(f"method: no such method. {fitting}")
-        if name not in self.methods:
-            try:
-                METHODS[name].fits(self._cuts.graph)
-            except MethodNotApplicable as error:
-                raise MethodNotApplicable(f"{error.detail} {fitting}") from error
+        if name in self._unfit:
+            raise MethodNotApplicable(f"{self._unfit[name]} {fitting}")
         return METHODS[name]
-
-    def _fits(self, name: str) -> bool:
-        try:
-            METHODS[name].fits(self._cuts.graph)
-        except MethodNotApplicable:
-            return False
-        return True
 
     def run(self, works: Sequence[Work]) -> list[Outcome | Exception]:
         """Runs a batch: as many answers as works, in order; an item whose numbers are not finite answers with its error."""
@@ -264,6 +255,8 @@ class Network:
 
     def _calibrated(self, plan: Plan) -> Split:
         """The card's own cut with the trunk to serve with."""
+        if plan.exact:
+            return self._exact
         works = [Work(picture, best=1, layers=self.default_layers) for picture in photographs(*self._size)]
 
         def answers(trunk: Trunk) -> list[Outcome]:

@@ -99,22 +99,33 @@ def gated(value: Tensor) -> Tensor:
     return passed
 
 
+def rectifiers(network: NetworkGraph) -> list[fx.Node]:
+    """The nodes that are ReLU or its like.
+
+    Raises:
+        MethodNotApplicable: there is none.
+    """
+    found = [node for node in network.module.graph.nodes if node.op == "call_function" and node.target in RECTIFIERS]
+    if not found:
+        raise MethodNotApplicable("method: guided backpropagation needs a network with ReLU or its like; this one has none.")
+    return found
+
+
 def guide(network: NetworkGraph) -> NetworkGraph:
     """A copy of the network with a gate before every rectifier; its parameters are the network's own.
 
     Raises:
         MethodNotApplicable: there is none.
     """
+    found = rectifiers(network)
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     result = graph.graph_copy(network.module.graph, env)
     graph.output(result)
-    rectifiers = [node for node in graph.nodes if node.op == "call_function" and node.target in RECTIFIERS]
-    if not rectifiers:
-        raise MethodNotApplicable("method: guided backpropagation needs a network with ReLU or its like; this one has none.")
-    for node in rectifiers:
+    for node in (env[one] for one in found):
         with graph.inserting_before(node):
-            node.replace_input_with(node.args[0], graph.call_function(gated, (node.args[0],)))
+            value = node.all_input_nodes[0]
+            node.replace_input_with(value, graph.call_function(gated, (value,)))
     return replace(network, module=fx.GraphModule(network.module, graph), image=env[network.image], logits=env[network.logits])
 
 
@@ -130,7 +141,7 @@ METHODS = (
         ),
         explore=guided_backprop,
         layered=False,
-        fits=guide,
+        fits=rectifiers,
         passes=lambda _: GRADIENT_COST,
     ),
     Method(
@@ -143,7 +154,7 @@ METHODS = (
             "the sanity check of Adebayo 2018."
         ),
         explore=guided_gradcam,
-        fits=guide,
+        fits=rectifiers,
         passes=lambda _: GRADIENT_COST + 1,
     ),
 )

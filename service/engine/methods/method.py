@@ -11,7 +11,7 @@ from torch import Tensor
 from service.engine.graph import NetworkGraph
 from service.engine.probe import Probe
 from service.engine.work import Tuning
-from service.errors import ParameterInvalid
+from service.errors import MethodNotApplicable, ParameterInvalid
 
 NO_PARAMETERS = Tuning()
 
@@ -56,6 +56,14 @@ class Method:
     def parameters(self) -> tuple[str, ...]:
         """Names of its parameters."""
         return tuple(field.name for field in fields(Tuning) if getattr(self.defaults, field.name) is not None)
+
+    def misfit(self, network: NetworkGraph) -> str | None:
+        """Why it does not fit a network; None where it does."""
+        try:
+            self.fits(network)
+        except MethodNotApplicable as error:
+            return error.detail
+        return None
 
     def tune(self, asked: Tuning) -> Tuning:
         """The parameters asked for, the method's defaults for the rest.

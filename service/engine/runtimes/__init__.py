@@ -38,6 +38,11 @@ class Plan:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = 1
 
+    @property
+    def exact(self) -> bool:
+        """Whether nothing but torch in float32 is wanted."""
+        return (self.engine, self.precision) == ("torch", "fp32")
+
 
 EXACT: Final = Plan("torch", "fp32")  # what every network can have
 
@@ -55,8 +60,6 @@ def choose(name: str, trunk: TorchTrunk, images: Tensor, plan: Plan, answers: An
     Raises:
         ConfigurationError: an engine or precision that was asked for by name is not to be had.
     """
-    if (plan.engine, plan.precision) == (EXACT.engine, EXACT.precision):
-        return trunk
     jury = _Jury(name, trunk, images, plan, answers)
     on_cpu = images.device.type == "cpu"
     if plan.engine == "openvino" or (plan.engine == "auto" and on_cpu and openvino.available()):
