@@ -27,6 +27,12 @@ class Running:
     app: FastAPI
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """Asynchronous tests run on asyncio; a file that needs another loop has a fixture of its own."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Running]:
     """The default service, ready; with time enough for a machine that does other work beside the tests.

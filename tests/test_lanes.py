@@ -27,11 +27,6 @@ LONG = 10_000  # samples: seconds, even on a network of two convolutions
 CHUNKS = LONG // WHOLE_ROWS
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @dataclass
 class Watched:
     """What both lanes did: chunks of long methods begun, and those begun within each batch of the quick lane."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -131,16 +130,12 @@ def ablation(network: Network, module: nn.Module, plan: Plan) -> Row:
     library = peers.ablation_cam(peers.fresh(module), network.default_layers[0])
     works = [Work(picture[0], best=1, method="ablationcam", tuning=METHODS["ablationcam"].defaults)]
     outcomes(network, works)
-    took: dict[str, list[float]] = {}
     sides: dict[str, Callable[[], object]] = {
         "camserve": lambda: outcomes(network, works),
         "pytorch-grad-cam": lambda: library(images),
     }
-    for _ in range(1 if plan.quick else 2):
-        for name, call in sides.items():
-            started = time.perf_counter()
-            call()
-            took.setdefault(name, []).append(time.perf_counter() - started)
+    once = {name: seconds_of(call, span_s=0, least=1) for name, call in sides.items()}
+    took = columns(list(rounds(once, 1 if plan.quick else 2)))
     channels = network.layers[network.default_layers[0]].channels
     return Row(
         "P9",

@@ -25,11 +25,6 @@ WORK = Work(PIXELS, best=1, layers=("block",), tuning=Tuning(seed=1))
 KEY = Key.of(WORK, "aa", "crop")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def named(*names: str) -> list[Key]:
     return [replace(KEY, image=name) for name in names]
 

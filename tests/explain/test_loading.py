@@ -39,11 +39,6 @@ layer = "block"
 BLANK = Work(np.zeros((32, 32, 3), np.uint8), best=1)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two cards of one small saved program, and one whose file is not there."""

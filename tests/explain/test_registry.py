@@ -22,11 +22,6 @@ pytestmark = pytest.mark.anyio
 NOWHERE = ("random = 0", f'file = "nowhere.pth"\nsha256 = "{"0" * 64}"')
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def states(registry: Registry) -> dict[str, str]:
     return {info.name: info.state for info in registry.describe()}
 

@@ -46,11 +46,6 @@ ASKED: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @dataclass
 class Runs:
     """Images that the network was given, in batches and aside; it can be held, and made to fail."""

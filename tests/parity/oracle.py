@@ -18,6 +18,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 Maps = NDArray[np.float32]
 
 
+def tokens(prefix: int, rows: int, columns: int) -> Callable[[Tensor], Tensor]:
+    """The library's recipe for vision transformers."""
+    return lambda x: x[:, prefix:, :].reshape(len(x), rows, columns, x.shape[2]).permute(0, 3, 1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The library's recipe for Swin."""
+    return x.permute(0, 3, 1, 2)
+
+
 @functools.cache
 def ready(module: nn.Module) -> nn.Module:
     """A frozen copy whose activation functions do not write in place.

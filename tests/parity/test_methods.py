@@ -32,7 +32,7 @@ from service.engine.work import Outcome, Tuning, Work
 from service.imaging.heatmap import Polarity, render_maps
 from tests.engine.methods.probing import normalised, picture
 from tests.networks import VIT_SIDE, known
-from tests.parity.oracle import Maps, library, report
+from tests.parity.oracle import Maps, channels_last, library, report, tokens
 
 TOLERANCE = 1e-4
 
@@ -47,14 +47,6 @@ class Net:
     class_id: int = 281
 
 
-def channels_first(activations: Tensor) -> Tensor:
-    return activations.permute(0, 3, 1, 2)
-
-
-def places_first(tokens: Tensor) -> Tensor:
-    return tokens[:, 1:].mT.reshape(len(tokens), -1, 6, 6)
-
-
 NETWORKS = {
     "resnet18": Net("layer4"),
     "resnet50": Net("layer4"),
@@ -63,8 +55,8 @@ NETWORKS = {
     "densenet121": Net("features"),
     "mobilenet_v3_large": Net("features"),
     "convnext_tiny": Net("features"),
-    "swin_t": Net("features.7.1.norm1", reshape=channels_first),
-    "vit_b_16": Net("encoder.layers.encoder_layer_11.ln_1", (VIT_SIDE, VIT_SIDE), places_first),
+    "swin_t": Net("features.7.1.norm1", reshape=channels_last),
+    "vit_b_16": Net("encoder.layers.encoder_layer_11.ln_1", (VIT_SIDE, VIT_SIDE), tokens(1, 6, 6)),
 }
 # The library's class, and whether the sign of its map is arbitrary: a singular vector's is.
 SHARED = {

@@ -19,18 +19,9 @@ from service.engine.sources import Loaded, Preprocessing
 from service.engine.work import Outcome, Work
 from service.imaging.heatmap import render_maps
 from tests.networks import seeded
+from tests.parity.oracle import channels_last, library, tokens
 
 CLASSES = (3, 0, 9)
-
-
-def tokens(prefix: int, rows: int, columns: int) -> Callable[[Tensor], Tensor]:
-    """pytorch-grad-cam's recipe for vision transformers."""
-    return lambda x: x[:, prefix:, :].reshape(len(x), rows, columns, x.shape[2]).permute(0, 3, 1, 2)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """pytorch-grad-cam's recipe for Swin."""
-    return x.permute(0, 3, 1, 2)
 
 
 def timm_vit(**arguments: Any) -> nn.Module:
@@ -87,8 +78,6 @@ def test_equals_pytorch_grad_cam_with_a_reshape(name: str) -> None:
         (heatmap,) = render_maps(outcome.maps, polarity="positive", scale="minmax", input_size=size)
         found.append(heatmap.values)
     batch = (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() - 127.5) / 127.5
-    module.requires_grad_()
-    with GradCAM(model=module, target_layers=[module.get_submodule(layer)], reshape_transform=reshape) as cam:
-        expected = cam(input_tensor=batch, targets=[ClassifierOutputTarget(c) for c in CLASSES])
+    expected = library(GradCAM, module, [layer], batch, reshape, targets=[ClassifierOutputTarget(c) for c in CLASSES])
     assert np.std(found) > 0.01, "blank maps would agree with anything"
     np.testing.assert_allclose(np.stack(found), expected, atol=1e-4, rtol=0)
