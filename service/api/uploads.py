@@ -86,5 +86,5 @@ async def _from_raw(request: Request, query: parameters.Raw, settings: Settings)
     options = parameters.parse_options(query, {})
     body = await bodies.read(request, settings.max_body_bytes)
     if not body:
-        raise ImageMissing("There is no image: the body is empty. Send the picture: curl --data-binary @cat.jpg.")
+        raise ImageMissing("There is no image: the body is empty. Send the picture: curl -F image=@cat.jpg.")
     return Upload((Subject(body, options.targets),), options)
