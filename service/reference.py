@@ -15,9 +15,7 @@ Json = Mapping[str, Any]
 IMAGE: Final = "curl -F image=@cat.jpg"
 CURL: Final = {
     "POST /predict": f"{IMAGE} localhost:8000/predict",
-    "POST /models/{model}/predict": (
-        "curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' 'localhost:8000/models/efficientnet_lite0/predict?top_k=3'"
-    ),
+    "POST /models/{model}/predict": ("curl --data-binary @cat.jpg 'localhost:8000/models/efficientnet_lite0/predict?top_k=3'"),
     "POST /explain": (
         f"{IMAGE} -H 'Accept: image/png' localhost:8000/explain -o overlay.png\n"
         f"{IMAGE} -F class_id=281,285 -F overlay_type=panel -F scale=shared -F format=png localhost:8000/explain -o sheet.png\n"

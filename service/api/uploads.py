@@ -1,7 +1,7 @@
 """One request, in any of its three forms, to the images and options it holds. Knows nothing of answers.
 
     multipart/form-data            file parts `image` (alias `file`), options as fields
-    image/*, octet-stream, none    the body is the image
+    image/*, octet-stream, none    the body is the image; so it is under the label that `curl --data-binary` puts on any body
     application/json               images in base64 beside the options
 
 Options of the query string go with each form. Limits are counted while reading, cheapest check first.
@@ -22,7 +22,8 @@ from service.explain.answer import Subject
 from service.explain.options import Options
 from service.settings import Settings
 
-RAW_TYPES = ("", "application/octet-stream")
+# curl calls every body a form unless it is told otherwise. What is no picture is refused by its bytes, whatever it is called.
+RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,10 +101,14 @@ def test_bytes_win_over_names_and_types(http: httpx.Client) -> None:
         "png as jpg": http.post("/predict", files={"image": ("cat.jpg", png, "image/jpeg")}),
         "png as image/jpeg": http.post("/predict", content=png, headers={"Content-Type": "image/jpeg"}),
         "jpeg as octets": http.post("/predict", content=jpeg, headers={"Content-Type": "application/octet-stream"}),
+        "jpeg as curl's --data-binary": http.post(
+            "/predict", content=jpeg, headers={"Content-Type": "application/x-www-form-urlencoded"}
+        ),
         "jpeg as nothing": http.post("/predict", content=jpeg),
     }
     assert {name: read_format(response) for name, response in answers.items()} == {
-        "png as jpg": "png", "png as image/jpeg": "png", "jpeg as octets": "jpeg", "jpeg as nothing": "jpeg",
+        "png as jpg": "png", "png as image/jpeg": "png", "jpeg as octets": "jpeg", "jpeg as curl's --data-binary": "jpeg",
+        "jpeg as nothing": "jpeg",
     }  # fmt: skip
 
 
