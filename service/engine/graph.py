@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from service.engine.axes import Axes, Tracker, operation, shape
 from service.engine.exclusive import BUILDING
+from service.engine.functional import functionalise
 from service.engine.layout import Layout, Stated, layout_of
 from service.engine.work import LayerInfo
 from service.errors import ConfigurationError
@@ -144,9 +145,11 @@ def export(name: str, module: nn.Module, input_shape: tuple[int, int, int]) -> N
     try:
         with BUILDING, torch.no_grad():
             program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-            # An empty table decomposes nothing; what remains of it is functionalisation.
-            program = program.run_decompositions({})
             exported = program.module(check_guards=False)
+            if not functionalise(exported.graph):
+                # An empty table decomposes nothing; what remains of it is functionalisation, for seconds.
+                exported = program.run_decompositions({}).module(check_guards=False)
+            exported.recompile()
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ConfigurationError(

@@ -7,6 +7,7 @@ milliseconds. An operation that is missing here is left as it is, and the reader
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ def lowered(trunk: fx.GraphModule) -> fx.GraphModule:
             if isinstance(value, Tensor):
                 attributes[node.name] = value
                 env[node] = graph.get_attr(node.name)
+                env[node].meta["val"] = value
             else:
                 env[node] = value
         return env[node]
@@ -99,6 +101,58 @@ def _layer_norm(
     return aten.native_layer_norm.default, (x, list(shape), weight, bias, eps)
 
 
+def _batch_norm(
+    x: fx.Node,
+    weight: fx.Node,
+    bias: fx.Node,
+    mean: fx.Node,
+    variance: fx.Node,
+    _: bool,
+    momentum: float,
+    eps: float,
+    *__: bool,
+) -> tuple[Any, tuple[Any, ...]]:
+    return aten._native_batch_norm_legit_no_training.default, (x, weight, bias, mean, variance, momentum, eps)
+
+
+def _flatten(x: fx.Node, start: int = 0, end: int = -1) -> Any:
+    sizes = _sizes(x)
+    first, last = start % len(sizes), end % len(sizes)
+    merged = sizes[first : last + 1]
+    return _view(x, [*sizes[:first], -1 if -1 in merged else math.prod(merged), *sizes[last + 1 :]])
+
+
+def _unflatten(x: fx.Node, dim: int, parts: Sequence[Any]) -> Any:
+    sizes = _sizes(x)
+    dim %= len(sizes)
+    return _view(x, [*sizes[:dim], *parts, *sizes[dim + 1 :]])
+
+
+def _view(x: fx.Node, sizes: list[Any]) -> Any:
+    """One size may be left open, the batch's; of more the reader could not tell which is which."""
+    return (aten.view.default, (x, sizes)) if sizes.count(-1) <= 1 else None
+
+
+def _expand_as(x: fx.Node, other: fx.Node) -> Any:
+    sizes, wanted = _sizes(x), _sizes(other)
+    free = [size for size, whole in zip(reversed(sizes), reversed(wanted), strict=False) if whole == -1]
+    return (aten.expand.default, (x, wanted)) if all(size == -1 for size in free) else None
+
+
+def _chunk(x: fx.Node, count: int, dim: int = 0) -> Any:
+    size = _sizes(x)[dim]
+    return (aten.split.Tensor, (x, -(-size // count), dim)) if size != -1 else None
+
+
+def _same(x: fx.Node, *_: Any, **__: Any) -> tuple[Any, tuple[Any, ...]]:
+    return aten.clone.default, (x,)
+
+
+def _sizes(x: fx.Node) -> list[int]:
+    """Of a node's tensor; -1 where it depends on the batch."""
+    return [size if isinstance(size, int) else -1 for size in x.meta["val"].shape]
+
+
 def _item(x: fx.Node, index: int) -> Any:
     """Of a tensor taken apart; of anything else it stays as it is."""
     if not isinstance(x, fx.Node) or x.target is not aten.unbind.int:
@@ -117,7 +171,15 @@ RULES: dict[Any, Rule] = {
     aten.pad.default: _pad,
     aten.adaptive_avg_pool2d.default: _pool,
     aten.layer_norm.default: _layer_norm,
+    aten.batch_norm.default: _batch_norm,
     aten.max_pool2d.default: lambda *arguments: (aten.max_pool2d_with_indices.default, arguments),
+    aten.reshape.default: lambda *arguments: (aten.view.default, arguments),
+    aten.flatten.using_ints: _flatten,
+    aten.unflatten.int: _unflatten,
+    aten.expand_as.default: _expand_as,
+    aten.chunk.default: _chunk,
+    aten.contiguous.default: _same,
+    aten.dropout.default: _same,  # a network that is explained is not trained
     aten.subtract.Tensor: lambda a, b: (aten.sub.Tensor, (a, b)),
     # OpenVINO's product takes any rank, as `matmul` does.
     aten.matmul.default: lambda a, b: (aten.bmm.default, (a, b)),
@@ -125,4 +187,8 @@ RULES: dict[Any, Rule] = {
     aten.softmax.int: lambda x, dim: (aten._softmax.default, (x, dim, False)),
 }
 # These give several tensors, of which the first is what is meant.
-FIRST_OF_SEVERAL = {aten.max_pool2d_with_indices.default, aten.native_layer_norm.default}
+FIRST_OF_SEVERAL = {
+    aten.max_pool2d_with_indices.default,
+    aten.native_layer_norm.default,
+    aten._native_batch_norm_legit_no_training.default,
+}
