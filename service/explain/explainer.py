@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from service.engine.methods import METHODS
 from service.engine.work import Evaluation, Outcome
 from service.errors import DeadlineExceeded, ImageError, Overloaded, ParameterInvalid
-from service.explain.answer import Answer, Delivery, MethodInfo, Subject, Timings
+from service.explain.answer import Answer, Delivery, Encoded, MethodInfo, Subject, Timings
 from service.explain.batcher import Done
 from service.explain.cache import Found, Reuse, Source, worst
 from service.explain.drawing import Drawn, document, draw, measure
@@ -120,8 +120,7 @@ class Explainer:
                 check_effort(seen, plan.wanted, options, plan.delivery)
                 asked = await ask(plan, seen, deadline, abandoned)
                 inferred = clock()
-                drawn = await asyncio.gather(*(self._in_thread(one) for one in asked.drawing))
-                whole = await self._in_thread(document, drawn, options, plan.delivery)
+                drawn, whole = await self._drawn(asked.drawing, options, plan.delivery)
         except TimeoutError:
             raise DeadlineExceeded("The answer was not ready in time. Try again, with fewer images or classes.") from None
         finally:
@@ -211,6 +210,15 @@ class Explainer:
                 raise type(error)(f"Image {number} of {count}: {error.detail}") from error
 
         return await asyncio.gather(*(one(number, subject) for number, subject in enumerate(plan.subjects, 1)))
+
+    async def _drawn(
+        self, drawing: Sequence[Callable[[], Drawn]], options: Options, delivery: Delivery
+    ) -> tuple[Sequence[Drawn], Encoded | None]:
+        """Every image's part, each in a thread of its own, and the document; of one image both at once, in one thread."""
+        if len(drawing) == 1:
+            return await self._in_thread(lambda: ((drawn := [drawing[0]()]), document(drawn, options, delivery)))
+        parts = await asyncio.gather(*(self._in_thread(one) for one in drawing))
+        return parts, await self._in_thread(document, parts, options, delivery)
 
     async def _in_thread(self, work: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._codecs, work, *args)
