@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pytorch_grad_cam.activations_and_gradients import ActivationsAndGradients
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -66,7 +67,7 @@ class ChannelsFirst(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         own = self.own(x)
-        grid: Tensor = self.grid(self.reshape(own))
+        grid: Tensor = self.grid(self.reshape(own).clone())
         if own.ndim == 4:
             return grid.permute(0, 2, 3, 1).contiguous()
         places = grid.flatten(2).transpose(1, 2)
@@ -100,6 +101,17 @@ def functional() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def released() -> Iterator[None]:
+    """What was kept is forgotten; the library would first detach it in place, which a gradient that is a view refuses."""
+
+    def clear(kept: ActivationsAndGradients) -> None:
+        kept.activations, kept.gradients = [], []
+
+    with mock.patch.object(ActivationsAndGradients, "clear", clear):
+        yield
+
+
 def library(
     method: Callable[..., Any],
     module: nn.Module,
@@ -111,7 +123,7 @@ def library(
     """What a class of the library says at layers of normalised images ``[N, 3, h, w]``: ``[N, h, w]``, 0..1."""
     whole = ready(module)
     targets = [whole.get_submodule(layer) for layer in layers]
-    with functional(), method(model=whole, target_layers=targets, reshape_transform=reshape) as cam:
+    with functional(), released(), method(model=whole, target_layers=targets, reshape_transform=reshape) as cam:
         # Gradients with respect to the picture: those of the parameters cost as much again and nobody looks at them.
         maps: Maps = cam(input_tensor=images.clone().requires_grad_(), **asked)
     return maps

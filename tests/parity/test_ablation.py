@@ -13,6 +13,7 @@ from pytorch_grad_cam.ablation_layer import AblationLayer
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
+from service.imaging.heatmap import Polarity
 from tests.parity.matrix import NETWORKS, Record
 from tests.parity.oracle import hold, library, ready
 from tests.parity.subjects import WIDE
@@ -55,14 +56,19 @@ def once(module: nn.Module) -> Iterator[None]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_equals_pytorch_grad_cam(record_property: Record, name: str) -> None:
     subject = WIDE[name]
-    (outcome,) = subject.explained("ablationcam", best=1)
-    (best,) = outcome.classes
-    assert outcome.logits[best] > 0, "where the score is negative theirs is the other polarity"
+    (outcome,) = subject.explained("ablationcam")
+    # They divide by the score.
+    polarity: Polarity = "positive" if outcome.logits[subject.class_id] > 0 else "negative"
     zeroing = Zeroing(channels_first=subject.reshape is None)
     kind = functools.partial(AblationCAM, ablation_layer=zeroing, batch_size=ROWS)
     with once(ready(subject.module)):
         expected = library(
-            kind, subject.module, [subject.layer], subject.images(), subject.reshape, targets=[ClassifierOutputTarget(best)]
+            kind,
+            subject.module,
+            [subject.layer],
+            subject.images(),
+            subject.reshape,
+            targets=[ClassifierOutputTarget(subject.class_id)],
         )
     convention = "the library's ablation layer made to set channels of the grid to 0, as in the paper"
-    hold(record_property, "ablationcam", name, subject.rendered([outcome]), expected, convention)
+    hold(record_property, "ablationcam", name, subject.rendered([outcome], polarity), expected, convention)

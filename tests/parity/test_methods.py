@@ -65,6 +65,8 @@ ANY_SIGN = ("eigencam", "eigengradcam")
 SMOOTHABLE = [name for name in SHARED if METHODS[name].defaults.eigen_smooth is not None]
 # The library's ShapleyCAM raises where the head is linear: there is no second derivative.
 LINEAR = ("resnet18", "resnet50", "timm:tf_efficientnet_lite0")
+# In the others the gradient is constant, or (ConvNeXt) the score does not depend on the scale of A: then H A = -G.
+CURVED = ("mobilenet_v3_large", "swin_t", "vit_b_16")
 full_svd = np.linalg.svd
 
 
@@ -125,7 +127,8 @@ def test_shapleycam_equals_pytorch_grad_cam(record_property: Record, name: str) 
         targets = [ClassifierOutputTarget(subject.class_id)] * len(SEEDS)
         expected = library(library_of.ShapleyCAM, module, [layer], subject.images(*SEEDS), targets=targets)
         convention = "" if layer == subject.layer else "the library cannot reshape here; the grid brought to it channels first"
-        assert np.abs(expected - theirs(name, "gradcam")).max() > 1e-3, "no second derivative, nothing but Grad-CAM"
+        if name in CURVED:
+            assert np.abs(expected - theirs(name, "gradcam")).max() > 1e-3, "no second derivative, nothing but Grad-CAM"
     hold(record_property, "shapleycam", name, ours(name, "shapleycam"), expected, convention)
 
 
