@@ -10,15 +10,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-NETWORKS = (
-    "resnet18", "resnet50", "vgg16", "timm:tf_efficientnet_lite0", "densenet121", "mobilenet_v3_large", "convnext_tiny",
-    "swin_t", "vit_b_16",
-)  # fmt: skip
+NETWORKS = {
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "vgg16": "VGG-16",
+    "timm:tf_efficientnet_lite0": "EfficientNet-Lite0",
+    "densenet121": "DenseNet-121",
+    "mobilenet_v3_large": "MobileNetV3",
+    "convnext_tiny": "ConvNeXt-T",
+    "swin_t": "Swin-T",
+    "vit_b_16": "ViT-B/16",
+}
 # The methods of the service that a library has too, in the order of the table.
 ROWS = {
     "pytorch-grad-cam": (
         "gradcam", "hirescam", "gradcam_elementwise", "gradcam_plusplus", "xgradcam", "layercam", "eigengradcam", "eigencam",
-        "kpca_cam", "fem", "random_cam", "shapleycam", "finercam", "ablationcam", "scorecam",
+        "kpca_cam", "fem", "random_cam", "shapleycam", "finercam", "ablationcam", "scorecam", "guided_backprop",
     ),
     "captum": (
         "saliency", "input_x_gradient", "integrated_gradients", "smoothgrad", "gradient_shap", "guided_backprop",
@@ -27,10 +34,11 @@ ROWS = {
 }  # fmt: skip
 # Those that neither has.
 ALONE = ("reciprocam", "rise", "attention", "attention_rollout", "chefer", "legrad")
-NOT_RUN = "not run"
+NOT_RUN, NONE = "not run", "none"
 PROPERTY = "parity"
 
-Cell = tuple[float, str]  # the largest difference; by which convention, where that is not the library's own
+# The largest difference, None where the library has no counterpart; by which convention, or why not.
+Cell = tuple[float | None, str]
 
 
 class Record(Protocol):
@@ -39,7 +47,7 @@ class Record(Protocol):
     def __call__(self, name: str, value: object) -> None: ...
 
 
-def record(to: Record, library: str, method: str, network: str, difference: float, convention: str = "") -> None:
+def record(to: Record, library: str, method: str, network: str, difference: float | None, convention: str = "") -> None:
     """States a cell."""
     to(PROPERTY, (library, method, network, difference, convention))
 
@@ -58,15 +66,19 @@ def collect(reports: Iterable[object]) -> dict[str, dict[tuple[str, str], Cell]]
 def table(library: str, cells: Mapping[tuple[str, str], Cell]) -> str:
     """Methods down, networks across; what was not run says so, and conventions are notes below."""
     notes: dict[str, str] = {}
-    titles = [name.rpartition(":")[2].removeprefix("tf_")[:12] for name in NETWORKS]
-    lines = [f"largest difference from {library}", f"{'':24}" + "".join(f"{title:>14}" for title in titles)]
+    widths = {network: max(len(title), 9) + 2 for network, title in NETWORKS.items()}
+    titles = "".join(f"{title:>{widths[network]}}" for network, title in NETWORKS.items())
+    lines = [f"largest difference from {library}", f"{'':28}{titles}"]
     for method in dict.fromkeys([*ROWS[library], *(method for method, _ in cells)]):
         row = []
-        for network in NETWORKS:
-            difference, convention = cells.get((method, network), (None, ""))
-            mark = notes.setdefault(convention, chr(ord("a") + len(notes))) if convention else " "
-            row.append(f"{NOT_RUN:>12}  " if difference is None else f"{difference:12.1e} {mark}")
-        lines.append(f"{method:24}" + "".join(row).rstrip())
+        for network, width in widths.items():
+            text, mark = NOT_RUN, ""
+            if (method, network) in cells:
+                difference, convention = cells[method, network]
+                text = NONE if difference is None else f"{difference:.1e}"
+                mark = notes.setdefault(convention, chr(ord("a") + len(notes))) if convention else ""
+            row.append(f"{f'{text} {mark:1}':>{width}}")
+        lines.append(f"{method:28}" + "".join(row).rstrip())
     return "\n".join([*lines, *(f"{mark}: {convention}" for convention, mark in notes.items())]) + "\n"
 
 

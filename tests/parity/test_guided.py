@@ -1,4 +1,4 @@
-"""The oracle matrix: Grad-CAM, guided backpropagation and guided Grad-CAM against captum.
+"""The oracle matrix: Grad-CAM, guided backpropagation and guided Grad-CAM against captum (and pytorch-grad-cam).
 
 captum binds its rule to modules of the class `nn.ReLU` alone. Here every rectifier of a network is such a module, so that its
 rule holds wherever the service's does.
@@ -9,10 +9,12 @@ from __future__ import annotations
 import functools
 
 import pytest
+import torch
 from captum.attr import GuidedBackprop, GuidedGradCam, LayerGradCam
+from pytorch_grad_cam import GuidedBackpropReLUModel
 from torch import Tensor, nn
 
-from tests.parity.matrix import Record
+from tests.parity.matrix import Record, record
 from tests.parity.oracle import channels_first, hold_raw, ready, twin
 from tests.parity.subjects import SMALL, Subject
 
@@ -59,8 +61,12 @@ def rectified(subject: Subject) -> tuple[nn.Module, str]:
     return channels_first(module, subject.layer, subject.reshape)
 
 
+def has_others(subject: Subject) -> bool:
+    return any(isinstance(part, OTHERS) for part in subject.module.modules())
+
+
 def convention(subject: Subject) -> str:
-    return CONVENTION if any(isinstance(part, OTHERS) for part in subject.module.modules()) else ""
+    return CONVENTION if has_others(subject) else ""
 
 
 @nine
@@ -69,6 +75,19 @@ def test_guided_backprop(record_property: Record, subject: Subject) -> None:
     expected = GuidedBackprop(module).attribute(subject.images().requires_grad_(), target=subject.class_id)
     found = subject.raw("guided_backprop")
     hold_raw(record_property, "captum", "guided_backprop", subject.name, found, expected[0].sum(0), convention(subject))
+
+
+@nine
+def test_guided_backprop_of_pytorch_grad_cam(record_property: Record, subject: Subject) -> None:
+    module, _ = rectified(subject)
+    oracle = GuidedBackpropReLUModel(twin(ready(subject.module) if has_others(subject) else module))
+    expected = torch.from_numpy(oracle(subject.images(), subject.class_id)).sum(2)
+    found = subject.raw("guided_backprop")
+    if has_others(subject):
+        record(record_property, "pytorch-grad-cam", "guided_backprop", subject.name, None, "it guides modules of ReLU alone")
+        assert (found - expected).abs().max() > 0.01 * expected.abs().max()
+    else:
+        hold_raw(record_property, "pytorch-grad-cam", "guided_backprop", subject.name, found, expected)
 
 
 @nine

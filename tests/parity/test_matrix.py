@@ -27,11 +27,12 @@ def test_what_was_not_run_says_so_and_conventions_are_notes(tmp_path: Path) -> N
     report = Report()
     record(report.record, "captum", "saliency", "resnet18", 2.5e-7)
     record(report.record, "captum", "lime", "vit_b_16", 3e-5, "by our rule")
+    record(report.record, "captum", "lime", "swin_t", None, "for no reason")
     (text,) = write([report, object()], tmp_path)
     assert (tmp_path / "captum.txt").read_text() == text
     rows = {line.split()[0]: line for line in text.splitlines()[2:]}
-    assert set(rows) == {*ROWS["captum"], "a:"}
-    assert rows["a:"] == "a: by our rule"
+    assert set(rows) == {*ROWS["captum"], "a:", "b:"}
+    assert (rows["a:"], rows["b:"]) == ("a: for no reason", "b: by our rule")
     assert rows["saliency"].split()[1] == "2.5e-07"
-    assert rows["lime"].endswith("3.0e-05 a")
-    assert text.count("not run") == len(ROWS["captum"]) * len(NETWORKS) - 2
+    assert rows["lime"].split()[-4:] == ["none", "a", "3.0e-05", "b"]
+    assert text.count("not run") == len(ROWS["captum"]) * len(NETWORKS) - 3

@@ -113,7 +113,8 @@ def test_equals_pytorch_grad_cam(record_property: Record, name: str, method: str
 def test_eigen_smooth_equals_pytorch_grad_cam(record_property: Record, name: str, method: str) -> None:
     expected = theirs(name, method, eigen_smooth=True)
     found = either_sign(name, method, expected, eigen_smooth=True)
-    hold(record_property, f"{method} (eigen)", name, found, expected, CONVENTIONS["eigencam"])
+    conventions = dict.fromkeys([*([CONVENTIONS[method]] if method in CONVENTIONS else []), CONVENTIONS["eigencam"]])
+    hold(record_property, f"{method} (eigen)", name, found, expected, "; ".join(conventions))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -13,7 +13,7 @@ from captum.attr import KernelShap, Lime
 from captum.attr._core.lime import get_exp_kernel_similarity_function
 from torch import Tensor
 
-from service.engine.methods.surrogate import KERNEL_WIDTH, RIDGE, Coalitions, coalitions
+from service.engine.methods.surrogate import Coalitions, coalitions
 from service.engine.superpixels import superpixels
 from tests.parity.matrix import Record
 from tests.parity.oracle import hold_raw
@@ -38,7 +38,7 @@ def given(shown: Coalitions) -> Any:
 
 
 def attributed(oracle: Any, subject: Subject, shown: Coalitions) -> Tensor:
-    """captum's coefficients, spread over the pixels of their superpixels."""
+    """The coefficients that captum finds, spread over the pixels of their superpixels."""
     spread: Tensor = oracle.attribute(
         subject.images(),
         target=subject.class_id,
@@ -54,10 +54,10 @@ def test_lime(record_property: Record, subject: Subject) -> None:
     count = int(mask_of(subject).max()) + 1
     shown = np.random.default_rng(SEED).random((SAMPLES, count)) < 0.5
     shown[0] = True
-    kernel = get_exp_kernel_similarity_function("cosine", KERNEL_WIDTH)
+    kernel = get_exp_kernel_similarity_function("cosine", kernel_width=0.25)
     oracle = Lime(
         subject.module,
-        interpretable_model=SkLearnLinearModel("linear_model.Ridge", alpha=RIDGE),
+        interpretable_model=SkLearnLinearModel("linear_model.Ridge", alpha=1.0),
         # captum's own would compare pictures, the authors' lime_image compares coalitions.
         similarity_func=lambda _, __, z, **___: kernel(torch.ones_like(z), z, None),
         perturb_func=given(shown),
