@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.settings import Settings
+from tests.parity import matrix
 
 START_S = 300.0
 
@@ -82,8 +84,9 @@ def running(settings: Settings) -> Iterator[Running]:
 
 # Matrices over many networks and methods, and whole galleries of models: `make test-slow` runs them.
 SLOW = (
-    "parity/test_methods", "parity/test_captum", "parity/test_tokens", "seeds/", "test_measures", "test_faithfulness",
-    "cli/test_evaluation", "engine/test_cards",
+    "parity/test_methods", "parity/test_ablation", "parity/test_scorecam", "parity/test_captum", "parity/test_guided",
+    "parity/test_surrogates", "parity/test_tokens", "seeds/", "test_measures", "test_faithfulness", "cli/test_evaluation",
+    "engine/test_cards",
 )  # fmt: skip
 
 
@@ -91,3 +94,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(part in item.path.as_posix() for part in SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = (report for kind in terminalreporter.stats.values() for report in kind)
+    for table in matrix.write(reports, Path(__file__).parents[1] / "build" / "parity"):
+        terminalreporter.section("oracle matrix")
+        terminalreporter.write(table)

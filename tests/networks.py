@@ -78,7 +78,11 @@ def known(name: str) -> nn.Module:
         vit = seeded(torchvision.models.vit_b_16, image_size=VIT_SIDE)
         nn.init.trunc_normal_(vit.get_parameter("heads.head.weight"), std=0.02)  # born as zeros: no class, no gradient
         return vit
-    return seeded(torchvision.models.get_model, rest, weights=None)
+    module = seeded(torchvision.models.get_model, rest, weights=None)
+    for path, parameter in module.named_parameters():
+        if path.endswith("layer_scale"):
+            nn.init.ones_(parameter)  # born as 1e-6: ConvNeXt's blocks, and the GELU in them, would do nothing
+    return module
 
 
 def network(module: nn.Module, *layers: str, size: int = 32, name: str = "test", plan: Plan = EXACT) -> Network:

@@ -33,7 +33,8 @@ def ablationcam(p: Probe) -> tuple[Tensor, ...]:
     where it is negative, theirs is the other polarity.
 
     As in the paper a channel is set to 0. pytorch-grad-cam does so only where the layer's lowest value is 0 (after a ReLU);
-    elsewhere it sets 1e7 less than the lowest value, which no network was trained to see.
+    elsewhere it sets 1e7 less than the lowest value, which no network was trained to see. Of tokens only those of the grid lose
+    the channel; its `AblationLayerVit` takes it from the class token too, which has no place on the map.
     """
     return tuple(_ablationcam(p, cut) for cut in p.cuts)
 

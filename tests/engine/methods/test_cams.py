@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from service.engine.methods import METHODS
 from service.engine.methods.components import first_component
@@ -96,6 +97,34 @@ def test_shuffled_head_weights_change_the_maps(module: Pooled, net: Network) -> 
             correlations.append(np.corrcoef(ranks(grid(net, method)), ranks(grid(other, method)))[0, 1])
     assert np.mean(list(found.values())) < 0.5, found
     assert max(np.mean(correlations) for correlations in found.values()) < 0.98, found
+
+
+def test_shapleycam_behind_attention_differentiates_twice() -> None:
+    """G - H A / 2 by finite differences in double precision, of a vision transformer whose patches are the grid."""
+    vit = seeded(VisionTransformer, 32, 8, 2, 2, 16, 32, num_classes=4)
+    nn.init.normal_(vit.get_parameter("heads.head.weight"))  # born zero: no class, no gradient
+    layer = "encoder.layers.encoder_layer_1.ln_1"
+    found = explained(network(vit, layer), Work(picture(32), classes=(1,), method="shapleycam")).maps[0][0]
+    exact = copy.deepcopy(vit).double()
+
+    def gradient(scale: float) -> tuple[Tensor, Tensor]:
+        """Patches ``[16, 16]`` (place, channel) and the gradient, where the patches are so much larger."""
+        kept: list[Tensor] = []
+
+        def scaled(_: nn.Module, __: object, tokens: Tensor) -> Tensor:
+            kept.append((tokens[:, 1:] * scale).requires_grad_())
+            return torch.cat([tokens[:, :1], kept[0]], 1)
+
+        with exact.get_submodule(layer).register_forward_hook(scaled):
+            exact(normalised(picture(32)).double())[0, 1].backward()
+        assert kept[0].grad is not None
+        return kept[0].detach()[0], kept[0].grad[0]
+
+    (patches, first), (_, more), (_, less) = gradient(1), gradient(1 + 1e-4), gradient(1 - 1e-4)
+    curvature = (more - less) / 2e-4
+    assert curvature.mean(0).abs().max() > 0.05 * first.mean(0).abs().max(), "or this would be Grad-CAM"
+    expected = (patches @ (first - curvature / 2).mean(0)).view(4, 4).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("method", SMOOTHED)
