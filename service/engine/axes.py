@@ -275,7 +275,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("split", "split_with_sizes", "chunk"), _parts),
     "unbind": _select,
     "getitem": lambda _node, axes, _: axes,
-    "expand": _expanded,
+    **dict.fromkeys(("expand", "expand_as"), _expanded),
     "matmul": _product,
     "bmm": _product,
     "scaled_dot_product_attention": _attention,

@@ -17,13 +17,16 @@ from torch._ops import OpOverload
 from service.engine.axes import operation
 
 # Whose result is never the memory of an argument, whatever the arguments: views are not among them, nor what may be one
-# (`reshape`, `contiguous`, `to`), nor what does nothing outside of training (`dropout`).
+# (`reshape`, `contiguous`, `to`).
 FRESH: Final = {
     "adaptive_avg_pool2d", "add", "addmm", "avg_pool2d", "batch_norm", "bmm", "cat", "conv1d", "conv2d",
     "conv_transpose2d", "div", "elu", "gelu", "group_norm", "hardsigmoid", "hardswish", "hardtanh", "layer_norm",
     "leaky_relu", "linear", "matmul", "max_pool2d", "mean", "mish", "mul", "relu", "relu6", "rsub",
     "scaled_dot_product_attention", "selu", "sigmoid", "silu", "softmax", "softplus", "sub", "tanh",
 }  # fmt: skip
+
+# Outside of training what they give is what they were given, the very same tensor.
+DROPOUTS: Final = {torch.ops.aten.dropout.default, torch.ops.aten.dropout_.default}
 
 
 def functionalise(graph: fx.Graph) -> bool:
@@ -35,6 +38,10 @@ def functionalise(graph: fx.Graph) -> bool:
     Returns:
         Whether the graph is functional now and computes what it did.
     """
+    for node in graph.nodes:
+        if node.target in DROPOUTS and node.args[2] is False:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
     for node in graph.nodes:
         if node.op != "call_function" or getattr(node.target, "__module__", None) in {operator.__name__, "_operator", "math"}:
             continue
@@ -52,8 +59,7 @@ def _undone(node: fx.Node) -> bool:
     written = node.args[0] if node.args else None
     if pure is None or not isinstance(written, fx.Node) or not _same_dtype(node):
         return False
-    idle = node.target is torch.ops.aten.dropout_.default and node.args[2] is False  # outside of training it writes nothing
-    if not idle and not all(operation(one) in FRESH for one in (written, *(user for user in written.users if user < node))):
+    if not all(operation(one) in FRESH for one in (written, *(user for user in written.users if user < node))):
         return False
     for user in [user for user in written.users if node < user]:
         user.replace_input_with(written, node)

@@ -79,8 +79,6 @@ def _keeps(node: fx.Node, channels: int) -> bool:
     shape: Any = node.meta["val"].shape if node.op == "call_function" else ()
     if len(shape) < 2 or shape[1] != channels or any(size != 1 for size in shape[2:]):
         return False
-    if node.target is aten.dropout.default:
-        return node.args[-1] is False
     return node.target in SAME
 
 

@@ -70,7 +70,7 @@ STEPS: dict[str, tuple[Step, bool]] = {
     "after a look": (relu_after_a_look, True),
     "over a view": (relu_over_a_view, False),
     "under a view": (relu_under_a_view, False),
-    "under a dropout": (relu_under_a_dropout, False),
+    "under a dropout": (relu_under_a_dropout, True),
     "two types": (sum_of_two_types, False),
     "part": (part_filled, False),
 }

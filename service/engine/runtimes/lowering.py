@@ -179,7 +179,6 @@ RULES: dict[Any, Rule] = {
     aten.expand_as.default: _expand_as,
     aten.chunk.default: _chunk,
     aten.contiguous.default: _same,
-    aten.dropout.default: _same,  # a network that is explained is not trained
     aten.subtract.Tensor: lambda a, b: (aten.sub.Tensor, (a, b)),
     # OpenVINO's product takes any rank, as `matmul` does.
     aten.matmul.default: lambda a, b: (aten.bmm.default, (a, b)),
