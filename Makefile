@@ -36,7 +36,7 @@ lint: $(VENV)/.installed-test ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-test ## Measure, side by side with the peers
+bench: $(VENV)/.installed-bench ## Measure, side by side with the peers
 	$(BIN)/python -m tests.bench $(ARGS)
 
 openapi: $(VENV)/.installed ## Write openapi.md anew, from the app's schema
@@ -63,3 +63,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-bench: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	touch $(VENV)/.installed $(VENV)/.installed-test $@

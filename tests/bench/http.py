@@ -25,6 +25,7 @@ BOUNDARY = "camserve-benchmark"
 # Seconds of one measurement, a round each. The slow peers need longer to answer often enough.
 SPANS = {"tutorial 16": 9.0, "litserve 16": 9.0, "tutorial 1": 5.0, "litserve 1": 5.0}
 SPAN_S = 4.0
+RAMP_S = 1.5
 
 
 def measure(plan: Plan, wanted: set[str]) -> Iterator[Row | Skipped]:
@@ -102,7 +103,7 @@ class Asked:
 
     def _job(self, port: int, accept: str, clients: int, rate: float, seconds: float) -> Job:
         content_type = f"multipart/form-data; boundary={BOUNDARY}"
-        return Job(port, "/explain", str(self._upload), content_type, accept, clients, rate, seconds)
+        return Job(port, "/explain", str(self._upload), content_type, accept, clients, rate, seconds, RAMP_S)
 
 
 def _rows(
@@ -165,7 +166,7 @@ def _litserve(name: str, plan: Plan) -> Row | Skipped:
     try:
         importlib.import_module("litserve")
     except ImportError:
-        return Skipped("P4", what, "litserve is not installed; pip install litserve")
+        return Skipped("P4", what, "litserve is not installed; pip install '.[bench]'")
     command, ready, environment = camserve(name)
     with ExitStack() as stack:
         asked = Asked(upload(Path(stack.enter_context(tempfile.TemporaryDirectory()))), plan)

@@ -42,7 +42,9 @@ class Job:
         accept: what is asked back.
         clients: of a closed loop.
         rate: requests per second of an open loop; 0 for a closed one.
-        seconds: how long requests are sent; those under way are then waited for, but not counted as throughput.
+        seconds: how long answers are counted; requests still under way are then waited for, but not counted as throughput.
+        ramp: seconds of the same load before that, of which nothing is counted: until every client has had its first answer
+            the line in front of the network is longer than it will ever be again.
     """
 
     port: int
@@ -53,6 +55,7 @@ class Job:
     clients: int
     rate: float
     seconds: float
+    ramp: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def send(job: Job) -> Measured:
         input=orjson.dumps(job),
         capture_output=True,
         check=False,
-        timeout=job.seconds + 2 * ANSWER_S,
+        timeout=job.ramp + job.seconds + 2 * ANSWER_S,
     )
     if done.returncode:
         raise RuntimeError(f"the load generator ended with {done.returncode}: {done.stderr.decode()[-1000:]}")
@@ -112,10 +115,11 @@ class _Connection:
 
 
 class _Log:
-    """What became of the requests."""
+    """What became of the requests; counts from `starts` to `ends`, in `perf_counter`'s seconds."""
 
-    def __init__(self, ends: float) -> None:
-        self.ends = ends
+    def __init__(self, job: Job) -> None:
+        self.starts = time.perf_counter() + job.ramp
+        self.ends = self.starts + job.seconds
         self.in_time = self.errors = self.size = 0
         self.latencies: list[float] = []
         self.stages: dict[str, list[float]] = {}
@@ -127,8 +131,10 @@ class _Log:
         if status != 200:
             self.errors += 1
             return
-        self.in_time += now <= self.ends
+        self.in_time += self.starts <= now <= self.ends
         self.size = size
+        if due < self.starts:
+            return
         self.latencies.append(now - due)
         for stage, milliseconds in STAGE.findall(timing):
             self.stages.setdefault(stage, []).append(float(milliseconds))
@@ -151,7 +157,7 @@ async def _connections(job: Job, count: int) -> AsyncIterator[list[_Connection]]
 
 async def _closed(job: Job) -> _Log:
     async with _connections(job, job.clients) as connections:
-        log = _Log(time.perf_counter() + job.seconds)
+        log = _Log(job)
 
         async def client(connection: _Connection) -> None:
             for _ in range(MAX_REQUESTS // job.clients):
@@ -165,13 +171,12 @@ async def _closed(job: Job) -> _Log:
 
 async def _open(job: Job) -> _Log:
     gaps = random.Random(0)
-    count = min(MAX_REQUESTS, int(job.rate * job.seconds))
+    count = min(MAX_REQUESTS, int(job.rate * (job.ramp + job.seconds)))
     async with _connections(job, MAX_IN_FLIGHT) as connections:
         idle: asyncio.Queue[_Connection] = asyncio.Queue()
         for connection in connections:
             idle.put_nowait(connection)
-        due = time.perf_counter()
-        log = _Log(due + job.seconds)
+        due, log = time.perf_counter(), _Log(job)
 
         async def one(connection: _Connection, due: float) -> None:
             await log.timed(connection, due)
