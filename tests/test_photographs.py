@@ -60,6 +60,21 @@ def test_turning_the_file_turns_nothing(server: Running) -> None:
     np.testing.assert_allclose(maps[0], maps[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("photo", ALL, ids=lambda photo: photo.path.stem)
+def test_a_large_jpeg_is_the_same_drawn_or_in_numbers(server: Running, photo: Photograph) -> None:
+    """Only to draw it is it decoded whole."""
+    with Image.open(photo.path) as small:
+        large = small.convert("RGB").resize((4 * photo.width, 4 * photo.height), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    large.save(file, "JPEG", quality=90)
+    drawn = httpx.post(f"{server.url}/explain?format=png", content=file.getvalue(), timeout=60)
+    answer = httpx.post(f"{server.url}/predict", content=file.getvalue(), timeout=60).json()["results"][0]
+    best = answer["predictions"][0]
+    assert Image.open(io.BytesIO(drawn.content)).size == large.size == (answer["image"]["width"], answer["image"]["height"])
+    assert drawn.headers["x-explain-class-id"] == str(best["class_id"])
+    assert float(drawn.headers["x-explain-probability"]) == pytest.approx(best["probability"], abs=0.02)
+
+
 @pytest.mark.parametrize(
     ("query", "size"),
     [

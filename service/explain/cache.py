@@ -37,11 +37,13 @@ class Key:
 
     Attributes:
         image: SHA-256 of the bytes received.
-        fit: how the picture meets the network; with the model's own geometry it decides the pixels.
+        fit: how the picture meets the network; with the model's own geometry and `shrunk` it decides the pixels.
+        shrunk: how much smaller it was decoded.
     """
 
     image: str
     fit: str
+    shrunk: int
     classes: tuple[int, ...]
     best: int
     versus: int | None
@@ -50,11 +52,11 @@ class Key:
     tuning: Tuning
 
     @classmethod
-    def of(cls, work: Work, image: str, fit: str) -> Key:
+    def of(cls, work: Work, image: str, fit: str, shrunk: int = 1) -> Key:
         """The key of a work; predictions are the same whatever method they were asked with."""
         if work.rows == 0:
-            return cls(image, fit, (), 0, None, "", (), Tuning())
-        return cls(image, fit, work.classes, work.best, work.versus, work.method, work.layers, work.tuning)
+            return cls(image, fit, shrunk, (), 0, None, "", (), Tuning())
+        return cls(image, fit, shrunk, work.classes, work.best, work.versus, work.method, work.layers, work.tuning)
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ def _heatmaps(seen: Seen, outcome: Outcome, options: Options) -> tuple[Heatmap, 
 
 
 def _heatmap(canvas: Canvas, heatmap: Heatmap, options: Options) -> Encoded | list[Any] | None:
-    height, width, _ = canvas.rgb.shape
+    height, width = canvas.height, canvas.width
     match options.heatmap:
         case "none":
             return None

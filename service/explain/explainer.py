@@ -203,7 +203,7 @@ class Explainer:
 
         async def one(number: int, subject: Subject) -> Seen:
             try:
-                return await self._in_thread(see, subject.data, self._limits, plan.model, plan.options.fit)
+                return await self._in_thread(see, subject.data, self._limits, plan.model, plan.options.fit, plan.drawn)
             except ImageError as error:
                 if count == 1:
                     raise

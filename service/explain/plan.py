@@ -15,7 +15,7 @@ from service.explain.batcher import Batcher
 from service.explain.cache import Key, Reuse
 from service.explain.model import Model, Wanted
 from service.explain.options import Fit, Options
-from service.explain.seeing import Seen
+from service.explain.seeing import Seen, Size
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,13 @@ class Plan:
         explains = any(asked.classes or asked.best for asked in self.wanted)
         return explains and self.delivery != "npy" and (plotted or (self.options.evaluate and self.delivery == "json"))
 
+    @property
+    def drawn(self) -> Size | None:
+        """At which size pictures are drawn; None where the answer holds none."""
+        explains = any(asked.classes or asked.best for asked in self.wanted)
+        pictures = self.options.overlay if self.delivery == "json" else self.delivery != "npy"
+        return self.options.size if explains and pictures else None
+
     def works(self, seen: Sequence[Seen], abandoned: threading.Event) -> list[Work]:
         """What the network is asked; for predictions alone without a layer, so that they share any batch."""
         return [
@@ -71,7 +78,7 @@ class Plan:
 
     def keys(self, seen: Sequence[Seen], works: Sequence[Work]) -> list[Key]:
         """What the outcomes are known by, for each image."""
-        return [Key.of(work, image.sha256, self.fit) for image, work in zip(seen, works, strict=True)]
+        return [Key.of(work, image.sha256, self.fit, image.picture.shrunk) for image, work in zip(seen, works, strict=True)]
 
     def check_delivery(self) -> None:
         """Refuses to show several explanations as one.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +16,16 @@ from service.explain.answer import Delivery, ImageInfo
 from service.explain.model import Model, Wanted
 from service.explain.options import Fit, Options
 from service.imaging.decode import Picture, decode
-from service.imaging.geometry import Box, Placement, place, prepare, scaled, scaled_region, spread
+from service.imaging.geometry import Box, Placement, fitted, place, prepare, scaled, scaled_region, spread
 from service.imaging.headers import Limits
 
 MAX_NATIVE_PIXELS = 1024 * 1024  # of a network's input: what a network does to a picture grows with its pixels
 MAX_LISTED_VALUES = 1_000_000  # of one answer: a number in a list costs 50 times what it costs in an array
 MAX_ENLARGED_PIXELS = 16_000_000  # of one picture: a small file must not ask for a giant
 MAX_DRAWN_PIXELS = 256_000_000  # of one answer, over all its images and classes
+SPARE_PIXELS = 2.0  # a picture decoded smaller has at least so many pixels for one of the input, across and down
 
+Size = Literal["original", "input"] | int  # of what is drawn: an int is the longest side, in pixels
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
@@ -38,55 +42,75 @@ class Seen:
     @property
     def info(self) -> ImageInfo:
         """What the answer says of the image."""
-        height, width, _ = self.picture.rgb.shape
-        return ImageInfo(width, height, self.picture.format, self.sha256)
+        return ImageInfo(self.picture.width, self.picture.height, self.picture.format, self.sha256)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Canvas:
-    """What the maps of one image are drawn on: uint8 ``[H, W, 3]``, and the box in it that the network saw."""
+    """What the maps of one image are drawn on, `width` by `height` pixels, and the box in it that the network saw."""
 
-    rgb: Pixels
+    seen: Seen
+    width: int
+    height: int
     region: Box
-    placement: Placement
     as_input: bool
 
     @classmethod
-    def of(cls, seen: Seen, size: str | int) -> Canvas:
+    def of(cls, seen: Seen, size: Size) -> Canvas:
         """The picture at the size asked for: the original, the network's input, or scaled to a longest side."""
+        picture, placement = seen.picture, seen.placement
         if size == "input":
-            return cls(seen.pixels, seen.placement.window, seen.placement, as_input=True)
-        rgb = scaled(seen.picture.rgb, size) if isinstance(size, int) else seen.picture.rgb
-        height, width, _ = rgb.shape
-        return cls(rgb, scaled_region(seen.placement, width, height), seen.placement, as_input=False)
+            height, width = placement.input_size
+            return cls(seen, width, height, placement.window, as_input=True)
+        width, height = (picture.width, picture.height) if size == "original" else fitted(picture.width, picture.height, size)
+        return cls(seen, width, height, scaled_region(placement, width, height), as_input=False)
+
+    @functools.cached_property
+    def rgb(self) -> Pixels:
+        """The picture, uint8 ``[H, W, 3]``."""
+        return self.seen.pixels if self.as_input else scaled(self.seen.picture.rgb, self.width, self.height)
 
     def spread(self, values: Map) -> Map:
         """A map of the network's input, float32 ``[h, w]``, on the canvas, ``[H, W]``; 0 where the network did not look."""
-        height, width, _ = self.rgb.shape
         if not self.as_input:
-            return spread(values, self.placement, width, height)
+            return spread(values, self.seen.placement, self.width, self.height)
         left, top, right, bottom = self.region
         laid = np.zeros_like(values)
         laid[top:bottom, left:right] = values[top:bottom, left:right]
         return laid
 
 
-def see(data: bytes, limits: Limits, model: Model, fit: Fit | None) -> Seen:
+def see(data: bytes, limits: Limits, model: Model, fit: Fit | None, drawn: Size | None = "original") -> Seen:
     """Decodes an image and prepares the network's input.
+
+    Args:
+        data: the file.
+        limits: of what is accepted.
+        model: whose input.
+        fit: how the picture meets it; the model's own way where None.
+        drawn: the size at which the picture will be drawn; None where only numbers are asked for. What is more than that and
+            the network need may be left out, see `decode`.
 
     Raises:
         ImageError: the bytes are not a picture that can be used.
         ParameterInvalid: too large a picture for `fit=native`.
     """
-    picture = decode(data, limits)
-    height, width, _ = picture.rgb.shape
     fit = fit or model.fit
+
+    def spare(width: int, height: int) -> float:
+        if drawn == "original" or fit == "native":
+            return 1.0
+        most = place(width, height, model.spec, fit).reduction / SPARE_PIXELS
+        return min(most, max(width, height) / drawn) if isinstance(drawn, int) else most
+
+    picture = decode(data, limits, spare)
+    width, height = picture.width, picture.height
     if fit == "native" and height * width > MAX_NATIVE_PIXELS:
         raise ParameterInvalid(
             f"fit: native takes pictures of at most {MAX_NATIVE_PIXELS} pixels; this one has {height * width}."
         )
     placement = place(width, height, model.spec, fit)
-    pixels = prepare(picture.rgb, placement, model.spec, model.fill)
+    pixels = prepare(picture.rgb, placement, model.spec, model.fill, picture.shrunk)
     return Seen(picture, hashlib.sha256(data).hexdigest(), placement, pixels)
 
 
@@ -98,7 +122,7 @@ def check_effort(seen: Sequence[Seen], wanted: Sequence[Wanted], options: Option
     """
     total = 0
     for image, asked in zip(seen, wanted, strict=True):
-        height, width, _ = image.picture.rgb.shape
+        height, width = image.picture.height, image.picture.width
         side = max(height, width)
         one = height * width
         if options.size == "input":

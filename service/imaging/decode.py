@@ -2,11 +2,15 @@
 
 The contract, for every format: the first frame, turned upright by its EXIF orientation, transparent parts over white, 16 bits
 cut to their high byte, CMYK as Pillow converts it, colour profiles ignored, and all of the pixels or none.
+
+A JPEG of which nobody needs every pixel is decoded at a half, a quarter or an eighth of its size, out of fewer coefficients of
+its cosine transform: three times as fast for 12 megapixels, in a quarter of the memory or less.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +35,8 @@ _PILLOW_FORMAT: Final[dict[Format, str]] = {
 }
 _WHITE: Final = 255
 _FLIPS: Final = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # OpenCV's flip codes; 5..8 are transposed first
+_SHRINKAGES: Final = (8, 4, 2)
+_TRANSPOSED: Final = range(5, 9)
 _FEED: Final = 64 * 1024
 
 # Sizes are checked by `headers` against the operator's limit; Pillow's own bound would warn or refuse at another one.
@@ -39,18 +45,31 @@ Image.MAX_IMAGE_PIXELS = None
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture: uint8 ``[H, W, 3]`` RGB, contiguous, upright, maybe read-only; `format` is that of the file."""
+    """A decoded picture.
+
+    Attributes:
+        rgb: uint8 ``[H, W, 3]`` RGB, contiguous, upright, maybe read-only; `width` by `height` over `shrunk`, rounded up.
+        format: of the file.
+        width: of the upright original, in pixels.
+        height: of the upright original.
+        shrunk: how many pixels of the original, across and down, one of `rgb` stands for: 1, 2, 4 or 8.
+    """
 
     rgb: Pixels
     format: Format
+    width: int
+    height: int
+    shrunk: int = 1
 
 
-def decode(data: bytes, limits: Limits) -> Picture:
+def decode(data: bytes, limits: Limits, spare: Callable[[int, int], float] = lambda _width, _height: 1.0) -> Picture:
     """Decode a whole file. Safe to call from many threads at once.
 
     Args:
         data: JPEG, PNG, WebP or GIF.
         limits: bounds on size and complexity.
+        spare: told the width and height of the upright original, how many times smaller the picture may come; a file that
+            cannot be decoded so comes whole.
 
     Raises:
         ImageError: the child that names what is wrong with the file; nothing else.
@@ -58,25 +77,41 @@ def decode(data: bytes, limits: Limits) -> Picture:
     header = read_header(data, limits)
     if header.deflated:
         _check_scanlines(header.deflated, header.inflated_size)
-    rgb = _decode_payload(header)
+    sideways = header.orientation in _TRANSPOSED
+    width, height = (header.height, header.width) if sideways else (header.width, header.height)
+    shrunk = _shrinkage(header, spare(width, height))
+    rgb = _decode_payload(header, shrunk)
     if header.frame is not None:
         left, top, right, bottom = header.frame
         canvas = np.full((header.height, header.width, 3), _WHITE, np.uint8)
         canvas[top:bottom, left:right] = rgb
         rgb = canvas
-    return Picture(np.ascontiguousarray(_upright(rgb, header.orientation)), header.format)
+    return Picture(np.ascontiguousarray(_upright(rgb, header.orientation)), header.format, width, height, shrunk)
 
 
-def _decode_payload(header: Header) -> Pixels:
+def _shrinkage(header: Header, spare: float) -> int:
+    """The largest of the decoder's that leaves enough.
+
+    A picture is turned only where nothing is rounded: what a flip moved to the left or the top must not be part of a pixel.
+    """
+    for factor in _SHRINKAGES if header.format == "jpeg" else ():
+        if factor <= spare and (header.orientation == 1 or header.width % factor == header.height % factor == 0):
+            return factor
+    return 1
+
+
+def _decode_payload(header: Header, shrunk: int) -> Pixels:
     left, top, right, bottom = header.frame or (0, 0, header.width, header.height)
     try:
         with Image.open(io.BytesIO(header.payload), formats=[_PILLOW_FORMAT[header.format]]) as image:
+            if shrunk > 1:
+                image.draft(None, (header.width // shrunk, header.height // shrunk))
             rgb = _to_rgb(image, header.transparent)
     # Pillow's decoders raise a dozen kinds of exception on damaged files; its own fuzz test lists them.
     except Exception as error:
         # Its words stay here; only whether they speak of truncation goes on.
         raise (truncated() if "truncated" in str(error) else corrupt("its pixels cannot be read")) from None
-    if rgb.shape != (bottom - top, right - left, 3):
+    if rgb.shape != (-(-(bottom - top) // shrunk), -(-(right - left) // shrunk), 3):
         raise corrupt("its header and its pixels disagree about the size")
     return rgb
 
@@ -122,7 +157,7 @@ def _check_scanlines(deflated: bytes, expected: int) -> None:
 
 def _upright(rgb: Pixels, orientation: int) -> Pixels:
     """Undo what Exif 2.32 (section 4.6.4, tag 0x0112) says the camera did."""
-    if orientation >= 5:
+    if orientation in _TRANSPOSED:
         rgb = np.asarray(cv2.transpose(rgb), np.uint8)
     flip = _FLIPS.get(orientation)
     return rgb if flip is None else np.asarray(cv2.flip(rgb, flip), np.uint8)

@@ -23,6 +23,7 @@ _RESAMPLING: Final[dict[Interpolation, Image.Resampling]] = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_REDUCING_GAP: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,13 @@ class Placement:
     region: Box
     original: tuple[int, int]
 
+    @property
+    def reduction(self) -> float:
+        """How many pixels of the original become one of the input, across or down, whichever are fewer."""
+        left, top, right, bottom = self.source
+        columns, rows = self.window[2] - self.window[0], self.window[3] - self.window[1]
+        return min((right - left) / columns, (bottom - top) / rows)
+
 
 def place(width: int, height: int, spec: InputSpec, fit: Fit) -> Placement:
     """Decide how a picture of `width` by `height` pixels is laid into the input.
@@ -86,17 +94,21 @@ def place(width: int, height: int, spec: InputSpec, fit: Fit) -> Placement:
     return _placement(input_size, source, (left, top, left + crop_width, top + crop_height), (width, height))
 
 
-def prepare(rgb: NDArray[np.uint8], placement: Placement, spec: InputSpec, fill: tuple[int, int, int]) -> NDArray[np.uint8]:
+def prepare(
+    rgb: NDArray[np.uint8], placement: Placement, spec: InputSpec, fill: tuple[int, int, int], shrunk: int = 1
+) -> NDArray[np.uint8]:
     """Resample a picture to the network's input.
 
     One resize makes the crop alone. Pillow's filter looks beyond the box that it is given, so that the result is that of a
-    resize of the whole picture and a crop after it.
+    resize of the whole picture and a crop after it. A picture more than six times too large is first reduced to at least three
+    times the size by averaging whole pixels, which Pillow's documentation calls hardly to be told from the filter alone.
 
     Args:
         rgb: uint8 ``[H, W, 3]``, the upright original.
-        placement: from `place`, for this picture's size.
+        placement: from `place`, for the original's size.
         spec: the network's wishes.
         fill: RGB of the margins of a padded picture.
+        shrunk: how many pixels of the original, across and down, one of `rgb` stands for.
 
     Returns:
         uint8 ``[h, w, 3]``, contiguous.
@@ -106,8 +118,14 @@ def prepare(rgb: NDArray[np.uint8], placement: Placement, spec: InputSpec, fill:
     if size == placement.original and placement.region == (0, 0, *size):
         part = rgb
     else:
-        image = Image.fromarray(rgb).resize(size, _RESAMPLING[spec.interpolation], box=placement.source)
-        part = np.asarray(image, np.uint8)
+        image, how = Image.fromarray(rgb), _RESAMPLING[spec.interpolation]
+        box = (
+            placement.source[0] / shrunk,
+            placement.source[1] / shrunk,
+            placement.source[2] / shrunk,
+            placement.source[3] / shrunk,
+        )
+        part = np.asarray(image.resize(size, how, box, _REDUCING_GAP), np.uint8)
     if part.shape[:2] == placement.input_size:
         return np.ascontiguousarray(part)
     canvas = np.empty((*placement.input_size, 3), np.uint8)
@@ -116,12 +134,18 @@ def prepare(rgb: NDArray[np.uint8], placement: Placement, spec: InputSpec, fill:
     return canvas
 
 
-def scaled(rgb: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
-    """A picture, uint8 ``[H, W, 3]``, at the scale that makes its longest side `longest` pixels."""
-    height, width, _ = rgb.shape
+def fitted(width: int, height: int, longest: int) -> tuple[int, int]:
+    """(width, height) at the scale that makes the longest side `longest` pixels."""
     scale = longest / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), np.uint8)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def scaled(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """A picture, uint8 ``[H, W, 3]``, at another size of the same shape, but for rounding."""
+    if rgb.shape[:2] == (height, width):
+        return rgb
+    how = cv2.INTER_AREA if width < rgb.shape[1] else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(rgb, (width, height), interpolation=how), np.uint8)
 
 
 def scaled_region(placement: Placement, width: int, height: int) -> Box:

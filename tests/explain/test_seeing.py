@@ -15,7 +15,7 @@ from service.explain import seeing
 from service.explain.answer import Delivery, ImageInfo
 from service.explain.model import Model, Wanted
 from service.explain.options import Fit, Options
-from service.explain.seeing import MAX_DRAWN_PIXELS, MAX_LISTED_VALUES, Canvas, Seen, check_effort, see
+from service.explain.seeing import MAX_DRAWN_PIXELS, MAX_LISTED_VALUES, Canvas, Seen, Size, check_effort, see
 from service.imaging.decode import Picture
 from service.imaging.headers import Limits
 from tests import pictures as make
@@ -34,7 +34,7 @@ def seen(model: Model) -> Seen:
 def claiming(seen: Seen, width: int, height: int) -> Seen:
     """As if the picture were so large; its pixels take no memory."""
     rgb = np.broadcast_to(np.uint8(0), (height, width, 3))
-    return replace(seen, picture=Picture(rgb, "png"))
+    return replace(seen, picture=Picture(rgb, "png", width, height))
 
 
 def test_what_is_said_of_an_image(seen: Seen) -> None:
@@ -90,7 +90,7 @@ def test_a_network_is_not_given_a_picture_of_any_size(model: Model, monkeypatch:
     ],
 )
 def test_the_canvas_and_the_part_that_was_seen(
-    seen: Seen, size: str | int, shape: tuple[int, int], region: tuple[int, int, int, int]
+    seen: Seen, size: Size, shape: tuple[int, int], region: tuple[int, int, int, int]
 ) -> None:
     canvas = Canvas.of(seen, size)
     assert (canvas.rgb.shape[:2], canvas.region) == (shape, region)
@@ -99,6 +99,31 @@ def test_the_canvas_and_the_part_that_was_seen(
     assert laid.shape == shape
     assert (laid[top:bottom, left:right] == 1).all()
     assert laid.sum() == (right - left) * (bottom - top)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "fit", "shrunk"),
+    [
+        ("original", "crop", 1),
+        (None, "crop", 4),  # 300 pixels for 32 of the input, of which twice as many must be left
+        ("input", "crop", 4),
+        (None, "pad", 4),
+        (200, "crop", 2),
+        (201, "crop", 1),
+        (None, "native", 1),
+    ],
+)
+def test_a_jpeg_is_decoded_as_large_as_it_is_needed(model: Model, drawn: Size | None, fit: Fit, shrunk: int) -> None:
+    data = make.save(make.scene(400, 300), "JPEG")
+    found = see(data, LIMITS, model, fit, drawn)
+    whole = see(data, LIMITS, model, fit)
+    assert (found.picture.shrunk, found.info, found.placement) == (shrunk, whole.info, whole.placement)
+    assert np.abs(found.pixels.astype(int) - whole.pixels).mean() < 1
+    for size in (drawn or "input", 64):
+        canvas, same = Canvas.of(found, size), Canvas.of(whole, size)
+        assert (canvas.width, canvas.height, canvas.region) == (same.width, same.height, same.region)
+        assert canvas.rgb.shape == same.rgb.shape == (canvas.height, canvas.width, 3)
+        assert np.abs(canvas.rgb.astype(int) - same.rgb).mean() < 2
 
 
 def test_padding_is_no_part_of_the_picture(model: Model) -> None:
