@@ -61,6 +61,13 @@ class Settings(BaseSettings):
     max_queue_size: int = Field(256, ge=1, le=100_000, description="Images waiting per model before 429.")
     request_timeout_s: float = Field(10.0, gt=0, le=3600, description="A request older than this is answered 504.")
 
+    replicas: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Batches of one model under way at once, each with its share of the cores. For machines with more cores "
+        "than one batch keeps busy; a lone request is slower.",
+    )
     cache_entries: int = Field(
         1024, ge=0, le=1_000_000, description="Raw maps of so many images remembered per model; 0 remembers nothing."
     )
@@ -87,7 +94,7 @@ class Settings(BaseSettings):
     @property
     def engine_threads(self) -> int:
         """Threads of one network operation on the CPU."""
-        return self.cores
+        return max(1, self.cores // self.replicas)
 
     @property
     def codec_threads(self) -> int:

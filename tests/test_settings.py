@@ -59,7 +59,7 @@ def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("port", "65536"), ("port", "http"), ("device", "gpu"), ("device", "cuda:"), ("max_batch_size", "0"),
         ("max_image_pixels", "63"), ("request_timeout_s", "0"), ("log_format", "xml"), ("log_level", "loud"),
         ("models", ","), ("models", "a,a"), ("random_weights", "perhaps"), ("threads", "-1"), ("max_images_per_request", "257"),
-        ("max_queue_size", "15"), ("cache_entries", "-1"), ("cache_bytes", "-1"),
+        ("max_queue_size", "15"), ("cache_entries", "-1"), ("replicas", "0"), ("cache_bytes", "-1"),
     ],
 )  # fmt: skip
 def test_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -79,6 +79,11 @@ def test_network_and_codecs_share_the_cores(threads: int) -> None:
     assert settings.cores == threads
     assert 1 <= settings.engine_threads <= threads
     assert 2 <= settings.codec_threads <= max(2, threads)
+
+
+@pytest.mark.parametrize(("replicas", "threads"), [(1, 8), (2, 4), (3, 2), (16, 1)])
+def test_replicas_share_the_cores(replicas: int, threads: int) -> None:
+    assert Settings(threads=8, replicas=replicas).engine_threads == threads
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Many callers, one call: items wait in one line and go through `run` in batches, in a thread of their own.
+"""Many callers, one call: items wait in one line and go through `run` in batches, in threads of their own.
 
-Knows nothing of images, networks or HTTP. An idle worker takes a lone item at once; while a batch runs, the next one gathers.
+Knows nothing of images, networks or HTTP. An idle worker takes a lone item at once; while all are busy, the next batch gathers.
 
 Everything but `run` happens on the event loop, so there are no locks. One `submit` is one `_Call`, and a call is settled
 once, by whoever comes first: its last answer, its first failure, its deadline, its caller leaving, or the worker's end.
@@ -79,11 +79,12 @@ class Batcher(Generic[Item, Result]):
     2 log2(n) more calls and its neighbours succeed. An error that is no CamserveError becomes the cause of an EngineError.
 
     Args:
-        run: called with 1 to `max_batch_size` items, one batch at a time, always in the same thread.
+        run: called with 1 to `max_batch_size` items, in as many threads at once as there are workers.
         name: of the model; names the thread.
         max_batch_size: most items in one call of `run`.
         max_queue_size: most items waiting; those already running do not count.
         max_delay_s: longest wait for company, counted from the arrival of the oldest item; 0 dispatches at once.
+        workers: most batches under way at once.
         on_batch: told the size and the seconds of every call of `run`.
         on_depth: told the number of items waiting whenever it changes.
     """
@@ -96,6 +97,7 @@ class Batcher(Generic[Item, Result]):
         max_batch_size: int,
         max_queue_size: int,
         max_delay_s: float = 0.0,
+        workers: int = 1,
         on_batch: Callable[[int, float], None] | None = None,
         on_depth: Callable[[int], None] | None = None,
     ) -> None:
@@ -113,8 +115,9 @@ class Batcher(Generic[Item, Result]):
         self._seconds_per_item = 0.0
         self._wake = asyncio.Event()
         self._closing = False
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._worker: asyncio.Task[None] | None = None
+        self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix=name)
+        self._count = workers
+        self._workers: list[asyncio.Task[None]] = []
 
     @property
     def depth(self) -> int:
@@ -123,20 +126,22 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def alive(self) -> bool:
-        """Whether the worker is there to answer."""
-        return self._worker is not None and not self._worker.done()
+        """Whether the workers are there to answer."""
+        return bool(self._workers) and not any(worker.done() for worker in self._workers)
 
     @property
     def retry_after_s(self) -> float:
         """Seconds until the items waiting now will have run, at the measured rate; at least 1."""
-        return max(1.0, self._seconds_per_item * self.depth)
+        return max(1.0, self._seconds_per_item * self.depth / self._count)
 
     async def start(self) -> None:
-        """Start the worker, on the running loop. Once."""
-        if self._worker is not None:
+        """Start the workers, on the running loop. Once."""
+        if self._workers:
             raise RuntimeError("a batcher starts once")
-        self._worker = asyncio.create_task(self._work(), name=f"batcher {self._name}")
-        self._worker.add_done_callback(self._ended)
+        for number in range(self._count):
+            worker = asyncio.create_task(self._work(), name=f"batcher {self._name} {number}")
+            worker.add_done_callback(self._ended)
+            self._workers.append(worker)
 
     async def submit(self, items: Sequence[Item], *, deadline: float) -> list[Done[Result]]:
         """Wait for the results of `items`, in order: all of them, or the first failure.
@@ -149,7 +154,7 @@ class Batcher(Generic[Item, Result]):
             Overloaded: more items would wait than `max_queue_size`.
             DeadlineExceeded: not all results were there in time.
             EngineError: an item failed.
-            ShuttingDown, NotReady, ModelUnhealthy: closing, not started, or the worker has died.
+            ShuttingDown, NotReady, ModelUnhealthy: closing, not started, or a worker has died.
         """
         if not items:
             return []
@@ -173,17 +178,17 @@ class Batcher(Generic[Item, Result]):
         return outcome
 
     async def close(self) -> None:
-        """Refuse what comes from now on, answer everything accepted, and end the worker."""
+        """Refuse what comes from now on, answer everything accepted, and end the workers."""
         self._closing = True
         self._wake.set()
-        if self._worker is not None:
-            await asyncio.wait([self._worker])  # unlike `await`, does not cancel the worker with an impatient caller
-        await asyncio.to_thread(self._thread.shutdown)  # a thread on its way out still holds `run`, and all that belongs to it
+        if self._workers:
+            await asyncio.wait(self._workers)  # unlike `await`, does not cancel them with an impatient caller
+        await asyncio.to_thread(self._threads.shutdown)  # a thread on its way out still holds `run`, and all that belongs to it
 
     def _admit(self, count: int) -> None:
         if self._closing:
             raise ShuttingDown("The service is shutting down. Try again.", retry_after_s=1.0)
-        if self._worker is None:
+        if not self._workers:
             raise NotReady("The model is not ready yet. Try again.", retry_after_s=1.0)
         if not self.alive:
             raise self._unhealthy()
@@ -197,7 +202,7 @@ class Batcher(Generic[Item, Result]):
         if self.depth != before:
             self._on_depth(self.depth)
 
-    # The worker -----------------------------------------------------------------------------------------------------------
+    # A worker -------------------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
         while await self._due():
@@ -246,7 +251,7 @@ class Batcher(Generic[Item, Result]):
             if not part:
                 continue
             size, started = len(part), time.perf_counter()
-            results, ran_s = await loop.run_in_executor(self._thread, self._attempt, [ticket.item for ticket in part])
+            results, ran_s = await loop.run_in_executor(self._threads, self._attempt, [ticket.item for ticket in part])
             self._measure(size, ran_s)
             if isinstance(results, BaseException):
                 if size > 1:
@@ -260,7 +265,7 @@ class Batcher(Generic[Item, Result]):
                     ticket.call.answer(ticket.index, Done(result, started - ticket.queued_at, ran_s, size))
 
     def _attempt(self, items: Sequence[Item]) -> tuple[Sequence[Result | BaseException] | BaseException, float]:
-        """Call `run`, in the worker's thread. What it raises is returned: not every exception may pass through a future."""
+        """Call `run`, in a thread. What it raises is returned: not every exception may pass through a future."""
         started = time.perf_counter()
         try:
             results: Sequence[Result | BaseException] = list(self._run(items))
@@ -276,9 +281,9 @@ class Batcher(Generic[Item, Result]):
         self._on_batch(size, seconds)
 
     def _ended(self, worker: asyncio.Task[None]) -> None:
-        """Whatever ended the worker, nobody is left waiting for it."""
+        """Whatever ended a worker, nobody is left waiting for it."""
         if not worker.cancelled() and (error := worker.exception()):
-            log.error("the worker of %s has died", self._name, exc_info=error)
+            log.error("a worker of %s has died", self._name, exc_info=error)
         for call in self._calls:
             call.settle(self._unhealthy())
 

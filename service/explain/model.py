@@ -103,6 +103,7 @@ class Model:
             max_batch_size=self.max_batch_size,
             max_queue_size=settings.max_queue_size,
             max_delay_s=settings.max_queue_delay_ms / 1000,
+            workers=settings.replicas,
             on_batch=lambda size, seconds: self._observe(metrics, size, seconds),
             on_depth=metrics.queue_depth.labels(card.name).set,
         )
@@ -128,7 +129,7 @@ class Model:
             ConfigurationError: the card cannot be fulfilled.
         """
         labels = read_labels(card)
-        plan = Plan(settings.engine, settings.precision, settings.engine_threads)
+        plan = Plan(settings.engine, settings.precision, settings.engine_threads, settings.replicas)
         network = Network.load(card, device, plan, random_weights=settings.random_weights)
         if network.classes == 1:
             raise ConfigurationError(

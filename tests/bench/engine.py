@@ -44,7 +44,7 @@ def load(name: str) -> Network:
     """A card's network as the service would load it; random weights where a hub has the real ones."""
     settings = Settings()
     device = prepare(settings.device, settings.engine_threads)
-    plan = runtimes.Plan(settings.engine, settings.precision, settings.engine_threads)
+    plan = runtimes.Plan(settings.engine, settings.precision, settings.engine_threads, settings.replicas)
     return Network.load(peers.card(name), device, plan, random_weights=True)
 
 

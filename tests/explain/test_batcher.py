@@ -131,6 +131,22 @@ async def test_what_comes_while_a_batch_runs_gathers_and_keeps_its_order() -> No
     assert [task.result()[0].batch_size for task in later] == [4, 4, 4, 4, 2, 2]
 
 
+async def test_two_workers_have_two_batches_under_way_and_share_one_line() -> None:
+    network = Network()
+    async with batching(network, max_batch_size=2, workers=2) as batcher:
+        first = await occupied(batcher, network)
+        second = ask(batcher, 1)
+        await network.busy()
+        later = [ask(batcher, n) for n in range(2, 5)]
+        await until_waiting(batcher, 3)
+        network.gate.set()
+        assert await outcomes(first, second, *later) == [[-n] for n in range(5)]
+        assert batcher.alive
+    assert network.batches[:2] == [[0], [1]]
+    assert sorted(network.batches[2:]) == [[2, 3], [4]]
+    assert network.threads == {"net_0", "net_1"}
+
+
 async def test_one_request_may_span_batches_and_is_answered_in_order() -> None:
     network = Network()
     async with batching(network, max_batch_size=4) as batcher:
@@ -463,26 +479,31 @@ async def test_when_the_worker_dies_nobody_is_left_waiting(caplog: pytest.LogCap
         assert batcher.depth == 0
         with pytest.raises(ModelUnhealthy):
             await batcher.submit([9], deadline=soon())
-    assert "the worker of net has died" in caplog.text
+    assert "a worker of net has died" in caplog.text
 
 
 async def test_when_the_thread_is_gone_nobody_is_left_waiting(caplog: pytest.LogCaptureFixture) -> None:
     async with batching(Network(), max_batch_size=2) as batcher:
-        batcher._thread.shutdown()
+        batcher._threads.shutdown()
         assert [type(one) for one in await outcomes(ask(batcher, 1, 2, 3), ask(batcher, 4))] == [ModelUnhealthy] * 2
         assert not batcher.alive
-    assert "the worker of net has died" in caplog.text
+    assert "a worker of net has died" in caplog.text
 
 
-async def test_when_the_worker_is_cancelled_nobody_is_left_waiting() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_when_a_worker_is_cancelled_nobody_is_left_waiting(workers: int) -> None:
     network = Network()
-    async with batching(network) as batcher:
-        running = await occupied(batcher, network)
-        waiting = ask(batcher, 1)
+    async with batching(network, workers=workers) as batcher:
+        running = [await occupied(batcher, network)]
+        for number in range(1, workers):
+            running.append(ask(batcher, number))
+            await network.busy()
+        waiting = ask(batcher, 9)
         await until_waiting(batcher, 1)
-        [worker] = [task for task in asyncio.all_tasks() if task.get_name() == "batcher net"]
+        worker = next(task for task in asyncio.all_tasks() if task.get_name().startswith("batcher net"))
         worker.cancel()
-        assert [type(one) for one in await outcomes(running, waiting)] == [ModelUnhealthy] * 2
+        assert [type(one) for one in await outcomes(*running, waiting)] == [ModelUnhealthy] * (workers + 1)
+        assert not batcher.alive
 
 
 # Everything at once -----------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ async def test_a_worker_that_died_is_seen_by_everybody(tmp_path: Path, monkeypat
 
         await until(is_ready)
         assert (await client.post("/predict", content=jpeg())).status_code == 200
-        worker = app.state.registry.get(None).batcher._worker
+        worker = app.state.registry.get(None).batcher._workers[0]
         worker.cancel()
         await asyncio.gather(worker, return_exceptions=True)
         assert not await is_ready()

@@ -32,11 +32,13 @@ class Plan:
 
     Attributes:
         threads: of one call on the CPU.
+        calls: most at once, for which threads are kept ready.
     """
 
     engine: Literal["auto", "torch", "openvino"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = 1
+    calls: int = 1
 
     @property
     def exact(self) -> bool:
@@ -89,13 +91,15 @@ def _openvino(jury: _Jury, *, on_cpu: bool) -> Trunk:
     model = openvino.convert(jury.trunk.module, jury.images[:2])
 
     def exact() -> Trunk:
-        built = openvino.OpenVINOTrunk(model, "fp32", plan.threads)
+        built = openvino.OpenVINOTrunk(model, "fp32", plan.threads, plan.calls)
         reason = jury.objection(built)
         if reason is not None:
             raise ValueError(f"its answers are not torch's: {reason}")
         return built
 
-    return jury.settle(exact, lambda: openvino.OpenVINOTrunk(model, "bf16", plan.threads), capable=openvino.has_bf16())
+    return jury.settle(
+        exact, lambda: openvino.OpenVINOTrunk(model, "bf16", plan.threads, plan.calls), capable=openvino.has_bf16()
+    )
 
 
 class _Jury:

@@ -26,16 +26,17 @@ class OpenVINOTrunk:
         model: the trunk as `convert` gave it.
         precision: of its arithmetic; what comes out is float32 in any case.
         threads: of one call.
+        calls: most that run at once; others wait for one of them.
     """
 
     engine = "openvino"
 
-    def __init__(self, model: Any, precision: Precision, threads: int) -> None:
+    def __init__(self, model: Any, precision: Precision, threads: int, calls: int = 1) -> None:
         self.precision: Precision = precision
         settings = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
-            "INFERENCE_NUM_THREADS": threads,
-            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads * calls,
+            "NUM_STREAMS": calls,
         }
         with BUILDING:
             self._compiled = _core().compile_model(model, "CPU", settings)

@@ -81,11 +81,11 @@ def outcomes(net: Network, works: list[Work]) -> list[Outcome]:
     return [outcome for outcome in net.run(works) if isinstance(outcome, Outcome)]
 
 
-def parts_of(name: str) -> tuple[Split, openvino.OpenVINOTrunk]:
+def parts_of(name: str, calls: int = 1) -> tuple[Split, openvino.OpenVINOTrunk]:
     graph = export(name, module_of(name), (3, 64, 64))
     parts = split(graph, [SMALL[name][1] or graph.default_layer() or ""])
     assert isinstance(parts.trunk, TorchTrunk)
-    return parts, openvino.OpenVINOTrunk(openvino.convert(parts.trunk.module, torch.zeros(2, 3, 64, 64)), "fp32", 2)
+    return parts, openvino.OpenVINOTrunk(openvino.convert(parts.trunk.module, torch.zeros(2, 3, 64, 64)), "fp32", 2, calls)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -138,8 +138,9 @@ def test_an_answer_is_not_overwritten_by_the_next() -> None:
     assert all(torch.equal(value, kept) for value, kept in zip(first, before, strict=True))
 
 
-def test_threads_do_not_disturb_each_other() -> None:
-    parts, fast = parts_of("resnet")
+@pytest.mark.parametrize("calls", [1, 2])
+def test_threads_do_not_disturb_each_other(calls: int) -> None:
+    parts, fast = parts_of("resnet", calls)
     images = [torch.randn(1 + number % 4, 3, 64, 64) for number in range(32)]
     with torch.no_grad():
         expected = [parts.trunk(batch)[0] for batch in images]
