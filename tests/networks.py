@@ -85,7 +85,9 @@ def known(name: str) -> nn.Module:
     return module
 
 
-def network(module: nn.Module, *layers: str, size: int = 32, name: str = "test", plan: Plan = EXACT) -> Network:
+def network(
+    module: nn.Module, *layers: str, size: int = 32, name: str = "test", plan: Plan = EXACT, device: str = "cpu"
+) -> Network:
     """The engine's network around a module; pictures are scaled to -1..1."""
     preprocessing = Preprocessing(size, size, size, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return Network(name, Loaded(module, preprocessing, "sha256:test"), layers, torch.device("cpu"), plan=plan)
+    return Network(name, Loaded(module, preprocessing, "sha256:test"), layers, torch.device(device), plan=plan)

@@ -21,7 +21,7 @@ from tests.bench.timing import Plan
 
 GROUPS: dict[str, tuple[set[str], Callable[[Plan, set[str]], Iterator[Row | Skipped]]]] = {
     "codecs": ({"P8"}, codecs.measure),
-    "engine": ({"P1", "P2", "P3", "P9"}, engine.measure),
+    "engine": ({"P1", "P2", "P3", "P9", "P11"}, engine.measure),
     "start": ({"P10"}, start.measure),
     "http": (http.IDS, http.measure),
     "cache": ({"P12"}, remembered.measure),

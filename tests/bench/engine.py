@@ -1,10 +1,12 @@
-"""P1, P2, P3, P9: the engine alone, in this process: what an explanation costs beside a prediction, and beside others."""
+"""P1, P2, P3, P9, P11: the engine alone, in this process: what an explanation costs beside a prediction, and beside others."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -17,15 +19,18 @@ from service.imaging.heatmap import render_maps
 from service.settings import Settings
 from tests.bench import peers
 from tests.bench.picture import batch
-from tests.bench.report import Row, Side, Target
+from tests.bench.report import Row, Side, Skipped, Target
 from tests.bench.timing import Plan, columns, ratios, rounds, seconds_of
 
 MODEL = "resnet50"
 SPAN_S = 1.2  # of one measurement
+CUDA_BATCHES = (8, 32, 64, 128)
 
 
-def measure(plan: Plan, wanted: set[str]) -> Iterator[Row]:
-    """The rows wanted of P1, P2, P3, P9."""
+def measure(plan: Plan, wanted: set[str]) -> Iterator[Row | Skipped]:
+    """The rows wanted of P1, P2, P3, P9, P11."""
+    if "P11" in wanted:
+        yield on_cuda(plan)
     if not wanted & {"P1", "P2", "P3", "P9"}:
         return
     network, module = load(MODEL), peers.loaded(MODEL).module
@@ -144,6 +149,32 @@ def ablation(network: Network, module: nn.Module, plan: Plan) -> Row:
         "x",
         Target(">=", 20),
         tuple(Side(name, tuple(values), "s") for name, values in took.items()),
+    )
+
+
+def on_cuda(plan: Plan) -> Row | Skipped:
+    """P11: at the batch size at which the device classifies most pictures a second."""
+    what = f"explain / predict in pictures a second, {MODEL}, CUDA, best batch"
+    if not torch.cuda.is_available():
+        return Skipped("P11", what, "there is no CUDA device")
+    network = load(MODEL)
+    rates: dict[int, dict[str, list[float]]] = {}
+    for size in CUDA_BATCHES:
+        predicted = [Work(picture) for picture in pictures(network, size)]
+        sides: dict[str, Callable[[], object]] = {
+            "explain": explanation(network, size),
+            "predict": functools.partial(outcomes, network, predicted),
+        }
+        took = _interleaved(sides, plan)
+        rates[size] = {name: [size / seconds for seconds in values] for name, values in took.items()}
+    best = max(rates, key=lambda size: max(rates[size]["predict"]))
+    return Row(
+        "P11",
+        f"{what} {best}, {network.precision}",
+        tuple(ratios(rates[best]["explain"], rates[best]["predict"])),
+        "x",
+        Target(">=", 0.9),
+        tuple(Side(name, tuple(values), "/s") for name, values in rates[best].items()),
     )
 
 
