@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +37,17 @@ app = typer.Typer(
 out = Console()
 
 
+@contextmanager
+def reasons(code: int = 1) -> Iterator[None]:
+    """What stops a command is told in a line, not a traceback: with FAILED_START where it could not begin, else with `code`."""
+    try:
+        yield
+    except ConfigurationError as error:
+        fail(str(error), code=FAILED_START)
+    except CamserveError as error:
+        fail(error.detail, code=code)
+
+
 @app.callback(invoke_without_command=True)
 def root(*, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Explanations for image classifiers: over HTTP (serve) or for files (explain)."""
@@ -49,10 +62,8 @@ def serve(settings: Settings) -> None:
     """Serve over HTTP. Every option is also an environment variable: --max-batch-size is CAMSERVE_MAX_BATCH_SIZE."""
     from service.cli.serving import run  # noqa: PLC0415
 
-    try:
+    with reasons():
         run(settings)
-    except ConfigurationError as error:
-        fail(str(error), code=FAILED_START)
 
 
 @app.command()
@@ -67,12 +78,8 @@ def explain(
     """Explain pictures on this machine, without a server: an overlay for each, a table, and a CSV of what was found."""
     from service.cli.files import explain_files  # noqa: PLC0415
 
-    try:
+    with reasons(code=2):
         unexplained = explain_files(paths, out_dir, options, settings, out)
-    except ConfigurationError as error:
-        fail(str(error), code=FAILED_START)
-    except CamserveError as error:
-        fail(error.detail, code=2)
     if unexplained:
         raise typer.Exit(1)
 
@@ -90,13 +97,9 @@ def evaluate(
     """Compare methods over pictures: deletion, insertion, average drop, ROAD and time, beside a random and a centre map."""
     from service.cli.evaluation import evaluate_files  # noqa: PLC0415
 
-    try:
-        names = tuple(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
+    names = tuple(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
+    with reasons(code=2):
         unread = evaluate_files(paths, out_dir, names, options, settings, out)
-    except ConfigurationError as error:
-        fail(str(error), code=FAILED_START)
-    except CamserveError as error:
-        fail(error.detail, code=2)
     if unread:
         raise typer.Exit(1)
 
@@ -111,12 +114,8 @@ def bench(
     """Measure a model on this machine: how long it takes to load, to predict and to explain."""
     from service.cli.benchmark import run  # noqa: PLC0415
 
-    try:
+    with reasons():
         run(settings.model_copy(update={"models": (model,)}) if model else settings, rounds, out)
-    except ConfigurationError as error:
-        fail(str(error), code=FAILED_START)
-    except CamserveError as error:
-        fail(error.detail, code=1)
 
 
 @app.command()
@@ -125,10 +124,8 @@ def models(settings: Settings) -> None:
     """List the model cards."""
     from service.engine.card import read_cards  # noqa: PLC0415
 
-    try:
+    with reasons():
         cards = read_cards(settings.models_dir)
-    except ConfigurationError as error:
-        fail(str(error), code=FAILED_START)
     name = Column("name", no_wrap=True)  # what is typed must be readable, however narrow the terminal
     table = Table(name, "architecture", "weights", "layer", "description", title=str(settings.models_dir), title_justify="left")
     for card in cards.values():

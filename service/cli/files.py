@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from service.errors import ImageError, ParameterInvalid
+from service.errors import DeadlineExceeded, EngineError, ImageError, ParameterInvalid
 from service.explain.answer import Answer, Explanation, Subject
 from service.explain.explainer import Explainer
 from service.explain.options import Options
@@ -123,7 +123,7 @@ async def _explain_file(explainer: Explainer, file: Path, target: Path, options:
         answer = await explainer.explain(
             [Subject(data, options.targets)], drawing, delivery, asyncio.get_running_loop().time() + DEADLINE_S
         )
-    except ImageError as error:
+    except (ImageError, EngineError, DeadlineExceeded) as error:  # what is wrong with the options is wrong for every file
         return [Line(file, error=error.detail)]
     assert answer.document is not None
     await asyncio.to_thread(target.write_bytes, answer.document.data)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import ParameterInvalid
+from service.errors import ImageTooManyPixels, ParameterInvalid
 from service.explain.answer import Delivery, ImageInfo
 from service.explain.model import Model, Wanted
 from service.explain.options import Fit, Options
@@ -92,8 +92,7 @@ def see(data: bytes, limits: Limits, model: Model, fit: Fit | None, drawn: Size 
             the network need may be left out, see `decode`.
 
     Raises:
-        ImageError: the bytes are not a picture that can be used.
-        ParameterInvalid: too large a picture for `fit=native`.
+        ImageError: the bytes are not a picture that can be used, or one too large for `fit=native`.
     """
     fit = fit or model.fit
 
@@ -106,7 +105,7 @@ def see(data: bytes, limits: Limits, model: Model, fit: Fit | None, drawn: Size 
     picture = decode(data, limits, spare)
     width, height = picture.width, picture.height
     if fit == "native" and height * width > MAX_NATIVE_PIXELS:
-        raise ParameterInvalid(
+        raise ImageTooManyPixels(
             f"fit: native takes pictures of at most {MAX_NATIVE_PIXELS} pixels; this one has {height * width}."
         )
     placement = place(width, height, model.spec, fit)

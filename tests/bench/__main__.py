@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import orjson
+import structlog
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -40,6 +42,7 @@ def main(
     wanted = {name.strip().upper() for name in rows.split(",") if name.strip()} or KNOWN
     if wanted - KNOWN:
         raise typer.BadParameter(f"no such row: {', '.join(sorted(wanted - KNOWN))}; there are {', '.join(sorted(KNOWN))}")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     plan = Plan(rounds or (2 if quick else 5), quick)
     out = Console(width=None if Console().is_terminal else 200)
     facts = machine.describe()

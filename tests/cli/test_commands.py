@@ -124,6 +124,19 @@ def test_several_classes_are_a_sheet_and_a_row_each(tiny: Path, tmp_path: Path) 
         assert picture.height > 3 * CHELSEA.height
 
 
+def test_a_picture_that_is_too_large_for_an_option_stops_no_other(tiny: Path, tmp_path: Path) -> None:
+    with Image.open(CHELSEA.path) as picture:
+        picture.resize((64, 64)).save(tmp_path / "a.png")
+        picture.resize((1100, 1000)).save(tmp_path / "b.png")
+    result = camserve(
+        "explain", tmp_path, "--models-dir", tiny, "--model", "tiny", "--fit", "native", "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 1, result.output
+    small, large = rows(tmp_path / "out")
+    assert (small["error"], large["overlay"]) == ("", "")
+    assert "at most 1048576 pixels" in large["error"]
+
+
 def test_an_option_reaches_the_picture(tiny: Path, tmp_path: Path) -> None:
     common = ("explain", CHELSEA.path, "--models-dir", tiny, "--model", "tiny", "--overlay-type", "none", "--size", "64")
     for name in ("viridis", "none"):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.errors import ImageTruncated, ParameterInvalid
+from service.errors import ImageTooManyPixels, ImageTruncated, ParameterInvalid
 from service.explain import seeing
 from service.explain.answer import Delivery, ImageInfo
 from service.explain.model import Model, Wanted
@@ -74,7 +74,7 @@ def test_a_network_is_not_given_a_picture_of_any_size(model: Model, monkeypatch:
     monkeypatch.setattr(seeing, "MAX_NATIVE_PIXELS", 96 * 48)
     assert see(DATA, LIMITS, model, "native").pixels.shape == (48, 96, 3)
     larger = make.save(make.scene(96, 49), "PNG")
-    with pytest.raises(ParameterInvalid, match="at most 4608 pixels; this one has 4704"):
+    with pytest.raises(ImageTooManyPixels, match="at most 4608 pixels; this one has 4704"):
         see(larger, LIMITS, model, "native")
     assert see(larger, LIMITS, model, "crop").pixels.shape == (SIDE, SIDE, 3)
 
