@@ -2,7 +2,7 @@
 
 Knows nothing of images, networks or HTTP. An idle worker takes a lone item at once; while all are busy, the next batch gathers.
 
-Everything but `run` happens on the event loop, so there are no locks. One `submit` is one `_Call`, and a call is settled
+Everything but `run` happens on the event loop, so there are no locks. One `submit` is one `Call`, and a call is settled
 once, by whoever comes first: its last answer, its first failure, its deadline, its caller leaving, or the worker's end.
 Whoever comes later finds it settled and does nothing, so no caller's fate can disturb another's.
 """
@@ -16,59 +16,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic
 
-from service.errors import CamserveError, DeadlineExceeded, EngineError, ModelUnhealthy, NotReady, Overloaded, ShuttingDown
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from service.errors import CamserveError, EngineError, ModelUnhealthy, NotReady, Overloaded, ShuttingDown
+from service.explain.calls import Call, Done, Item, Result, Ticket
 
 RATE_SMOOTHING = 0.2  # weight of the newest batch in the mean of seconds per item
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Done(Generic[Result]):
-    """One item's result, with the seconds it waited, the seconds its batch ran, and the items in that batch."""
-
-    value: Result
-    queued_s: float
-    ran_s: float
-    batch_size: int
-
-
-@dataclass(eq=False, slots=True)
-class _Call(Generic[Result]):
-    """One `submit`. A failure is a result of the future, not its exception: a caller who left need not collect it."""
-
-    size: int
-    deadline: float
-    future: asyncio.Future[list[Done[Result]] | CamserveError]
-    answers: dict[int, Done[Result]] = field(default_factory=dict)
-
-    def answer(self, index: int, done: Done[Result]) -> None:
-        self.answers[index] = done
-        if len(self.answers) == self.size:
-            self.settle([self.answers[i] for i in range(self.size)])
-
-    def expire(self) -> None:
-        self.settle(DeadlineExceeded("The answer was not ready in time. Try again, with fewer images or a later deadline."))
-
-    def settle(self, outcome: list[Done[Result]] | CamserveError) -> None:
-        if not self.future.done():
-            self.future.set_result(outcome)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Ticket(Generic[Item, Result]):
-    """One item's place in the line. `queued_at` is of `perf_counter`: a loop's own clock may count in milliseconds."""
-
-    item: Item
-    index: int
-    call: _Call[Result]
-    queued_at: float
 
 
 class Batcher(Generic[Item, Result]):
@@ -110,8 +65,8 @@ class Batcher(Generic[Item, Result]):
         self._on_depth = on_depth or _nobody
 
         # Ordered, and any ticket leaves in constant time: callers who give up must not hold places in the line.
-        self._waiting: OrderedDict[_Ticket[Item, Result], None] = OrderedDict()
-        self._calls: set[_Call[Result]] = set()
+        self._waiting: OrderedDict[Ticket[Item, Result], None] = OrderedDict()
+        self._calls: set[Call[Result]] = set()
         self._seconds_per_item = 0.0
         self._wake = asyncio.Event()
         self._closing = False
@@ -160,8 +115,8 @@ class Batcher(Generic[Item, Result]):
             return []
         self._admit(len(items))
         loop = asyncio.get_running_loop()
-        call: _Call[Result] = _Call(len(items), deadline, loop.create_future())
-        tickets = [_Ticket(item, index, call, time.perf_counter()) for index, item in enumerate(items)]
+        call: Call[Result] = Call(len(items), deadline, loop.create_future())
+        tickets = [Ticket(item, index, call, time.perf_counter()) for index, item in enumerate(items)]
         expiry = loop.call_at(deadline, call.expire)
         self._calls.add(call)
         self._waiting.update(dict.fromkeys(tickets))
@@ -195,7 +150,7 @@ class Batcher(Generic[Item, Result]):
         if self.depth + count > self._max_queue_size:
             raise Overloaded("Too many images are waiting. Try again later.", retry_after_s=self.retry_after_s)
 
-    def _withdraw(self, tickets: Sequence[_Ticket[Item, Result]]) -> None:
+    def _withdraw(self, tickets: Sequence[Ticket[Item, Result]]) -> None:
         before = self.depth
         for ticket in tickets:
             self._waiting.pop(ticket, None)
@@ -228,13 +183,13 @@ class Batcher(Generic[Item, Result]):
                 async with asyncio.timeout(patience):
                     await self._wake.wait()
 
-    def _take(self) -> list[_Ticket[Item, Result]]:
+    def _take(self) -> list[Ticket[Item, Result]]:
         """The items that have waited longest."""
         batch = [self._waiting.popitem(last=False)[0] for _ in range(min(self.depth, self._max_batch_size))]
         self._on_depth(self.depth)
         return batch
 
-    def _wanted(self, tickets: Sequence[_Ticket[Item, Result]]) -> list[_Ticket[Item, Result]]:
+    def _wanted(self, tickets: Sequence[Ticket[Item, Result]]) -> list[Ticket[Item, Result]]:
         """Those that somebody still waits for."""
         now = asyncio.get_running_loop().time()
         for ticket in tickets:
@@ -242,7 +197,7 @@ class Batcher(Generic[Item, Result]):
                 ticket.call.expire()  # a busy loop may run its timers late
         return [ticket for ticket in tickets if not ticket.call.future.done()]
 
-    async def _process(self, batch: list[_Ticket[Item, Result]]) -> None:
+    async def _process(self, batch: list[Ticket[Item, Result]]) -> None:
         """Run a batch and settle it; what raises is tried again in halves, without those who have left meanwhile."""
         loop = asyncio.get_running_loop()
         parts = [batch]

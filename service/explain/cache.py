@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from service.engine.work import Outcome, Tuning, Work
 from service.errors import EngineError
-from service.explain.batcher import Done
+from service.explain.calls import Done
 
 Source = Literal["hit", "coalesced", "miss"]
 Reuse = Literal["use", "renew", "off"]  # of what is kept; `renew` asks the network and keeps the answer

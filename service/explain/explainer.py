@@ -16,8 +16,8 @@ from service.engine.methods import METHODS
 from service.engine.work import Evaluation, Outcome
 from service.errors import DeadlineExceeded, ImageError, Overloaded, ParameterInvalid
 from service.explain.answer import Answer, Delivery, Encoded, MethodInfo, Subject, Timings
-from service.explain.batcher import Done
 from service.explain.cache import Found, Reuse, Source, worst
+from service.explain.calls import Done
 from service.explain.drawing import Drawn, document, draw, measure
 from service.explain.inspection import draw_inspection, inspections
 from service.explain.options import Options

@@ -19,8 +19,9 @@ from service.engine.runtimes import Plan
 from service.engine.work import Inspected, Outcome, Work
 from service.errors import ConfigurationError, ParameterInvalid
 from service.explain.answer import ModelIdentity, ModelInfo, Prediction
-from service.explain.batcher import Batcher, Done
+from service.explain.batcher import Batcher
 from service.explain.cache import Cache
+from service.explain.calls import Done
 from service.explain.options import Targets
 from service.imaging.geometry import InputSpec
 from service.settings import Settings

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from service.engine.work import Outcome, Tuning, Work
 from service.errors import CamserveError, DeadlineExceeded, EngineError, InferenceNonFinite, Overloaded
-from service.explain.batcher import Done
 from service.explain.cache import Cache, Found, Key, Reuse, Source, worst
+from service.explain.calls import Done
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from service.explain.batcher import Batcher, Done
+from service.explain.batcher import Batcher
+from service.explain.calls import Done
 
 PATIENCE_S = 10.0  # how long a test waits for what must happen at once
 

@@ -15,7 +15,7 @@ from service.errors import (
     EngineError,
     Overloaded,
 )
-from service.explain.batcher import Done
+from service.explain.calls import Done
 from tests.explain.batcher.batches import PATIENCE_S, Network, ask, batching, occupied, outcomes, soon, until_waiting
 
 pytestmark = pytest.mark.anyio
