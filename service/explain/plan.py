@@ -47,18 +47,21 @@ class Plan:
         return self.model.slow_batcher if self.slow else self.model.batcher
 
     @property
+    def explains(self) -> bool:
+        """Whether any class of any image is to be explained; else there are predictions only."""
+        return any(asked.classes or asked.best for asked in self.wanted)
+
+    @property
     def evaluates(self) -> bool:
         """Whether explanations are to be measured: only where the answer has a place for it."""
         plotted = self.options.overlay_type == "curves" and (self.delivery != "json" or self.options.overlay)
-        explains = any(asked.classes or asked.best for asked in self.wanted)
-        return explains and self.delivery != "npy" and (plotted or (self.options.evaluate and self.delivery == "json"))
+        return self.explains and self.delivery != "npy" and (plotted or (self.options.evaluate and self.delivery == "json"))
 
     @property
     def drawn(self) -> Size | None:
         """At which size pictures are drawn; None where the answer holds none."""
-        explains = any(asked.classes or asked.best for asked in self.wanted)
         pictures = self.options.overlay if self.delivery == "json" else self.delivery != "npy"
-        return self.options.size if explains and pictures else None
+        return self.options.size if self.explains and pictures else None
 
     def works(self, seen: Sequence[Seen], abandoned: threading.Event) -> list[Work]:
         """What the network is asked; for predictions alone without a layer, so that they share any batch."""
