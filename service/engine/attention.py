@@ -186,9 +186,6 @@ def _written_out(network: NetworkGraph, blocks: list[fx.Node], streams: list[fx.
             continue
         if node not in blocks:
             env[node] = graph.node_copy(node, copied)
-            if env[node].target is torch.ops.aten.view.default:
-                # The fused operation orders its result's memory so that a view behind it works; a product does not.
-                env[node].target = torch.ops.aten.reshape.default
             continue
         arguments = _arguments(node)
         mask = arguments["attn_mask"]

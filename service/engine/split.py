@@ -149,10 +149,6 @@ def _extract(
             env[node] = graph.call_function(torch.ops.aten.sym_size.int, (env[inputs[0]], 0))
         else:
             env[node] = graph.node_copy(node, env.__getitem__)
-            if keep is not None and env[node].target is torch.ops.aten.view.default:
-                # The network was exported with one kernel of attention. Another, such as the one that can be differentiated
-                # twice, may order its result's memory so that a view of it is impossible.
-                env[node].target = torch.ops.aten.reshape.default
     graph.output(tuple(env[node] for node in outputs))
     graph.lint()
     return fx.GraphModule(network.module, graph)
