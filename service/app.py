@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from service import __version__
 from service.api import admin, catalogue, documentation, health, inspection, problems, routes
 from service.api.middleware import ApiKeys, HeadAsGet, RequestContext
+from service.api.services import Lifecycle, Services
 from service.errors import ConfigurationError
 from service.explain.explainer import Explainer
 from service.explain.registry import Registry
@@ -31,8 +32,8 @@ log = structlog.get_logger(__name__)
 def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseException], None] | None = None) -> FastAPI:
     """Builds the service.
 
-    `app.state` holds `settings`, `metrics`, `registry` and `phase` at once, `explainer` from the start of its lifespan.
-    Whoever is told to stop may set `phase` to `draining` first, so that /readyz says so while requests are still answered.
+    `services_of(app)` gives its parts. Whoever is told to stop may call `lifecycle.drain()` first, so that /readyz says so
+    while requests are still answered.
 
     Args:
         settings: read from the environment if not given.
@@ -46,23 +47,28 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
     metrics = Metrics()
     configure_logging(settings)
     registry = Registry(settings, metrics)
+    codecs = ThreadPoolExecutor(settings.codec_threads, thread_name_prefix="codec")  # its threads start with their first task
+    services = Services(
+        settings=settings,
+        registry=registry,
+        explainer=Explainer(registry, settings, codecs, metrics),
+        metrics=metrics,
+        lifecycle=Lifecycle(),
+    )
     app = FastAPI(
         title="camserve",
         version=__version__,
         description=DESCRIPTION,
-        lifespan=_lifespan(settings, metrics, registry, on_fatal),
+        lifespan=_lifespan(services, codecs, on_fatal),
         middleware=[
             Middleware(HeadAsGet),
-            Middleware(RequestContext, metrics=metrics),
+            Middleware(RequestContext, metrics=metrics, lifecycle=services.lifecycle),
             Middleware(ApiKeys, keys=settings.api_keys),
         ],
         redirect_slashes=False,  # a redirect would repeat the client's Host header
         redoc_url=None,
     )
-    app.state.settings = settings
-    app.state.metrics = metrics
-    app.state.registry = registry
-    app.state.phase = "starting"
+    services.install(app)
     for router in (routes.router, inspection.router, catalogue.router, admin.router, health.router):
         app.include_router(router)
     problems.install(app)
@@ -71,33 +77,31 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
 
 
 def _lifespan(
-    settings: Settings, metrics: Metrics, registry: Registry, on_fatal: Callable[[BaseException], None] | None
+    services: Services, codecs: ThreadPoolExecutor, on_fatal: Callable[[BaseException], None] | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with ThreadPoolExecutor(settings.codec_threads, thread_name_prefix="codec") as codecs:
-            app.state.explainer = Explainer(registry, settings, codecs, metrics)
-            loading = asyncio.create_task(_load(app, registry, on_fatal))
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        with codecs:
+            loading = asyncio.create_task(_load(services, on_fatal))
             try:
                 yield
             finally:
-                app.state.phase = "draining"
+                services.lifecycle.drain()
                 loading.cancel()
                 await asyncio.gather(loading, return_exceptions=True)
-                await registry.close()
+                await services.registry.close()
 
     return lifespan
 
 
-async def _load(app: FastAPI, registry: Registry, on_fatal: Callable[[BaseException], None] | None) -> None:
+async def _load(services: Services, on_fatal: Callable[[BaseException], None] | None) -> None:
     """In the background, so that /livez answers while the models load."""
     try:
-        await registry.start()
+        await services.registry.start()
     except Exception as error:
         log.critical("the models cannot be loaded", reason=str(error), exc_info=not isinstance(error, ConfigurationError))
         if on_fatal is not None:
             on_fatal(error)
     else:
-        if app.state.phase == "starting":
-            app.state.phase = "serving"
-            log.info("ready", models=list(app.state.settings.models))
+        if services.lifecycle.serve():
+            log.info("ready", models=list(services.settings.models))

@@ -10,6 +10,7 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
+from service.api.services import Phase, services_of
 from service.app import create_app
 from service.errors import ConfigurationError
 from service.explain.registry import Registry
@@ -71,7 +72,7 @@ async def test_stopped_while_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(Settings())
     async with asyncio.timeout(5), app.router.lifespan_context(app):
         pass
-    assert app.state.phase == "draining"
+    assert services_of(app).phase is Phase.DRAINING
 
 
 async def test_models_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,5 +115,5 @@ async def test_two_apps_live_side_by_side() -> None:
     one, other = create_app(Settings()), create_app(Settings())
     async with client_of(one) as client:
         await client.get("/livez")
-    assert b'camserve_requests_total{model="",route="/livez",status="200"} 1.0' in one.state.metrics.render()[0]
-    assert b"camserve_requests_total{" not in other.state.metrics.render()[0]
+    assert b'camserve_requests_total{model="",route="/livez",status="200"} 1.0' in services_of(one).metrics.render()[0]
+    assert b"camserve_requests_total{" not in services_of(other).metrics.render()[0]

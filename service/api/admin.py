@@ -13,6 +13,7 @@ from service import errors
 from service.api.documentation import OTHER, answers, problems
 from service.api.keys import Keys, refusal
 from service.api.schemas import Model
+from service.api.services import Phase, Services, ServicesDependency
 
 ModelName = Annotated[str, Path(description="Name of a model card, see GET /models.")]
 ANSWERS: Final[dict[str, Any]] = {
@@ -31,9 +32,9 @@ ANSWERS: Final[dict[str, Any]] = {
 }
 
 
-async def _admin(request: Request) -> None:
+async def _admin(request: Request, services: ServicesDependency) -> None:
     """Lets operators pass; without admin keys there is nothing here."""
-    settings = request.app.state.settings
+    settings = services.settings
     admins = Keys(settings.admin_keys)
     if not admins:
         raise errors.NotFound("There is nothing at this address. GET / says what is served.")
@@ -48,20 +49,20 @@ router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(_admin
 
 
 @router.post("/models/{model}/load", summary="Load a model", **ANSWERS)
-async def load(request: Request, model: ModelName) -> Response:
+async def load(services: ServicesDependency, model: ModelName) -> Response:
     """Loads and warms the model, and answers when it is ready; at once when it is already. Wants an admin key."""
-    if request.app.state.phase == "draining":
+    if services.phase is Phase.DRAINING:
         raise errors.ShuttingDown("The service is shutting down. Ask another instance.", retry_after_s=5)
-    await request.app.state.registry.load(model)
-    return _described(request, model)
+    await services.registry.load(model)
+    return _described(services, model)
 
 
 @router.post("/models/{model}/unload", summary="Unload a model", **ANSWERS)
-async def unload(request: Request, model: ModelName) -> Response:
+async def unload(services: ServicesDependency, model: ModelName) -> Response:
     """Refuses new requests for the model, finishes those it has, and gives its memory back. Wants an admin key."""
-    await request.app.state.registry.unload(model)
-    return _described(request, model)
+    await services.registry.unload(model)
+    return _described(services, model)
 
 
-def _described(request: Request, model: str) -> Response:
-    return Response(orjson.dumps(request.app.state.registry.describe_one(model)), media_type="application/json")
+def _described(services: Services, model: str) -> Response:
+    return Response(orjson.dumps(services.registry.describe_one(model)), media_type="application/json")

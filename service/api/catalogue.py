@@ -6,21 +6,21 @@ from typing import Annotated
 
 import orjson
 from fastapi import APIRouter, Path
-from fastapi.requests import Request
 from fastapi.responses import Response
 
 from service import errors
 from service.api.documentation import OTHER, answers, problems
 from service.api.schemas import MethodList, Model, ModelList
+from service.api.services import ServicesDependency
 
 router = APIRouter(tags=["catalogue"])
 REFUSED = problems(errors.AuthRequired, errors.AuthInvalid)
 
 
 @router.get("/models", summary="List the models", response_class=Response, responses=answers(ModelList) | REFUSED)
-async def models(request: Request) -> Response:
+async def models(services: ServicesDependency) -> Response:
     """Every card with the state of its model, its layers, methods and input size."""
-    return _json({"models": request.app.state.registry.describe()})
+    return _json({"models": services.registry.describe()})
 
 
 @router.get(
@@ -30,16 +30,16 @@ async def models(request: Request) -> Response:
     responses=answers(Model) | REFUSED | problems(errors.ModelNotFound) | OTHER,
 )
 async def model(
-    request: Request, model: Annotated[str, Path(description="Name of a model card, see GET /models.")]
+    services: ServicesDependency, model: Annotated[str, Path(description="Name of a model card, see GET /models.")]
 ) -> Response:
     """One card with the state of its model."""
-    return _json(request.app.state.registry.describe_one(model))
+    return _json(services.registry.describe_one(model))
 
 
 @router.get("/methods", summary="List the methods", response_class=Response, responses=answers(MethodList) | REFUSED)
-async def methods(request: Request) -> Response:
+async def methods(services: ServicesDependency) -> Response:
     """Every explanation method: family, cost, options and paper."""
-    return _json({"methods": request.app.state.explainer.methods()})
+    return _json({"methods": services.explainer.methods()})
 
 
 def _json(document: object) -> Response:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import orjson
 from fastapi import APIRouter
-from fastapi.requests import Request
 from fastapi.responses import Response
 
 from service import __version__, errors
 from service.api.documentation import answers, problems
 from service.api.schemas import Health, Welcome
-
-# `draining` is set by whoever was told to stop: balancers see /readyz change while requests are still answered.
-Phase = Literal["starting", "serving", "draining"]
+from service.api.services import Phase, ServicesDependency
 
 router = APIRouter(tags=["operations"])
 
@@ -51,14 +46,13 @@ async def livez() -> Response:
 @router.get("/healthz", include_in_schema=False)
 @router.get("/health", include_in_schema=False)
 @router.get("/ping", include_in_schema=False)
-async def readyz(request: Request) -> Response:
+async def readyz(services: ServicesDependency) -> Response:
     """200 when every model asked for at start is loaded and warmed. Aliases: /healthz, /health, /ping."""
-    state = request.app.state
-    if state.phase == "draining":
+    if services.phase is Phase.DRAINING:
         raise errors.ShuttingDown("The service is shutting down. Ask another instance.", retry_after_s=5)
-    if state.registry.failed:
+    if services.registry.failed:
         raise errors.NotReady("A model could not be loaded. GET /models and the log tell which, and why.", retry_after_s=5)
-    if state.phase == "starting" or not state.registry.ready:
+    if services.phase is Phase.STARTING or not services.registry.ready:
         raise errors.NotReady("Not every model is ready. Try again soon.", retry_after_s=2)
     return _json({"status": "ready"})
 
@@ -69,9 +63,9 @@ async def readyz(request: Request) -> Response:
     response_class=Response,
     responses={200: {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def metrics(request: Request) -> Response:
+async def metrics(services: ServicesDependency) -> Response:
     """Requests, stage durations, batch sizes, queue depth, rejections and readiness."""
-    body, content_type = request.app.state.metrics.render()
+    body, content_type = services.metrics.render()
     return Response(body, media_type=content_type)
 
 

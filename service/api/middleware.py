@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.keys import Keys, refusal
 from service.api.problems import internal_error, problem_response
 from service.api.record import Record, record_of
+from service.api.services import Lifecycle, Phase
 from service.telemetry import Metrics
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -52,9 +53,10 @@ class HeadAsGet:
 class RequestContext:
     """Gives each request an id and a record, writes one log line and the metrics at its end, and answers what nobody caught."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle) -> None:
         self.app = app
         self.metrics = metrics
+        self.lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Surrounds one request."""
@@ -78,7 +80,7 @@ class RequestContext:
                 answer = MutableHeaders(scope=message)
                 answer["X-Request-ID"] = record.id
                 answer["X-Content-Type-Options"] = "nosniff"
-                if self._draining(scope):
+                if self.lifecycle.phase is Phase.DRAINING:
                     answer["Connection"] = "close"
             elif message["type"] == "http.response.body":
                 record.bytes_out += len(message.get("body", b""))
@@ -97,10 +99,6 @@ class RequestContext:
                 await problem_response(internal_error(), record.id)(scope, receive, observed_send)
             finally:
                 self._conclude(scope, record)
-
-    @staticmethod
-    def _draining(scope: Scope) -> bool:
-        return getattr(getattr(scope.get("app"), "state", None), "phase", None) == "draining"
 
     def _conclude(self, scope: Scope, record: Record) -> None:
         route = getattr(scope.get("route"), "path", "other")

@@ -15,6 +15,7 @@ from service.api.answers import answer_response
 from service.api.documentation import REQUEST_BODY, option_parameters, problems, success
 from service.api.record import record_of
 from service.api.schemas import ExplainResponse, PredictResponse
+from service.api.services import Phase, Services, ServicesDependency
 from service.api.uploads import read_upload
 from service.api.watching import unless_gone
 from service.explain.cache import Reuse
@@ -74,67 +75,71 @@ router = APIRouter()
 
 
 @router.post("/predict", summary="Classify pictures", openapi_extra=WITH_MODEL, **PREDICT)
-async def predict(request: Request) -> Response:
+async def predict(request: Request, services: ServicesDependency) -> Response:
     """The best classes of one or more pictures, with probabilities and logits."""
-    return await answer(request, None, "predict")
+    return await answer(request, services, None, "predict")
 
 
 @router.post("/models/{model}/predict", summary="Classify pictures with a named model", openapi_extra=MODEL_IN_PATH, **PREDICT)
-async def predict_with(request: Request, model: ModelName) -> Response:
+async def predict_with(request: Request, services: ServicesDependency, model: ModelName) -> Response:
     """As POST /predict, with the model named in the path."""
-    return await answer(request, model, "predict")
+    return await answer(request, services, model, "predict")
 
 
 @router.post("/explain", summary="Explain pictures", openapi_extra=WITH_MODEL, **EXPLAIN)
-async def explain(request: Request) -> Response:
+async def explain(request: Request, services: ServicesDependency) -> Response:
     """Where in one or more pictures a class was found: heatmaps and overlays, with everything needed to read them.
 
     `Accept: image/png`, `image/jpeg` or `image/webp` (or option `format`) returns the overlay of one picture and one class, or
     a contact sheet of several with `overlay_type=panel`. `application/x-npy` returns the float32 map. Else JSON.
     """
-    return await answer(request, None, "explain")
+    return await answer(request, services, None, "explain")
 
 
 @router.post("/models/{model}/explain", summary="Explain pictures with a named model", openapi_extra=MODEL_IN_PATH, **EXPLAIN)
-async def explain_with(request: Request, model: ModelName) -> Response:
+async def explain_with(request: Request, services: ServicesDependency, model: ModelName) -> Response:
     """As POST /explain, with the model named in the path."""
-    return await answer(request, model, "explain")
+    return await answer(request, services, model, "explain")
 
 
-async def answer(request: Request, model: str | None, question: Literal["predict", "explain", "inspect"]) -> Response:
+async def answer(
+    request: Request, services: Services, model: str | None, question: Literal["predict", "explain", "inspect"]
+) -> Response:
     """Answers a request: reads it, asks the explainer, writes what that says.
 
     Args:
         request: its body must not have been read.
+        services: of the application.
         model: named in the path, or None.
         question: which of the explainer's.
 
     Raises:
         CamserveError: the child that says what is wrong.
     """
-    state, record = request.app.state, record_of(request.scope)
-    if state.phase == "starting":
+    settings, registry, explainer = services.settings, services.registry, services.explainer
+    record = record_of(request.scope)
+    if services.phase is Phase.STARTING:
         raise errors.NotReady("The models are still loading. GET /readyz says when they are ready.", retry_after_s=2)
-    deadline = asyncio.get_running_loop().time() + state.settings.request_timeout_s
+    deadline = asyncio.get_running_loop().time() + settings.request_timeout_s
     try:
         async with asyncio.timeout_at(deadline) as limit:
-            upload = await read_upload(request, state.settings)
+            upload = await read_upload(request, settings)
             options = _with_model(upload.options, model)
-            name = options.model or state.settings.models[0]
-            record.model = name if name in state.registry else ""
+            name = options.model or settings.models[0]
+            record.model = name if name in registry else ""
             delivery = negotiation.negotiate(request.headers.get("accept"), options.format, negotiation.OFFERS[question])
             if question == "predict":
-                work = state.explainer.predict(upload.subjects, options, deadline, _reuse(request))
+                work = explainer.predict(upload.subjects, options, deadline, _reuse(request))
             elif question == "explain":
-                work = state.explainer.explain(upload.subjects, options, delivery, deadline, _reuse(request))
+                work = explainer.explain(upload.subjects, options, delivery, deadline, _reuse(request))
             else:
-                work = state.explainer.inspect(upload.subjects, options, delivery, deadline)
+                work = explainer.inspect(upload.subjects, options, delivery, deadline)
             record.answer = found = await unless_gone(request.receive, work)
     except TimeoutError:
         if not limit.expired():
             raise
         raise errors.DeadlineExceeded(
-            f"There was no answer within {state.settings.request_timeout_s:g} seconds. Send fewer images, or try again."
+            f"There was no answer within {settings.request_timeout_s:g} seconds. Send fewer images, or try again."
         ) from None
     return answer_response(found, record.id, explaining=question == "explain")
 

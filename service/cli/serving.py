@@ -9,6 +9,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from service.api.services import Phase, services_of
 from service.app import create_app
 from service.errors import ConfigurationError
 from service.settings import Settings
@@ -23,16 +24,16 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, delay_s: float) -> None:
         super().__init__(config)
-        self._app = app
+        self._lifecycle = services_of(app).lifecycle
         self._delay_s = delay_s
         self.failure: BaseException | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """The first signal drains, a second one stops at once. uvicorn's own would raise the signal again at the end."""
-        if self._app.state.phase == "draining":
+        if self._lifecycle.phase is Phase.DRAINING:
             self.should_exit = self.force_exit = True
             return
-        self._app.state.phase = "draining"
+        self._lifecycle.drain()
         timer = threading.Timer(self._delay_s, self._exit)
         timer.daemon = True
         timer.start()

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from service.api.negotiation import MEDIA_TYPES
+from service.api.services import services_of
 from service.app import create_app
 from service.engine.work import Channel, Histogram
 from service.errors import ModelNotFound
@@ -35,7 +36,9 @@ from service.explain.answer import (
     Timings,
 )
 from service.explain.cache import Reuse, Source
+from service.explain.explainer import Explainer
 from service.explain.options import Options
+from service.explain.registry import Registry
 from service.settings import Settings
 
 MODEL = "efficientnet_lite0"
@@ -110,8 +113,10 @@ class StandInExplainer:
 class StandInRegistry:
     """One model, ready unless told otherwise."""
 
-    ready = True
     failed = False
+
+    def __init__(self, *, ready: bool = True) -> None:
+        self.ready = ready
 
     def __contains__(self, name: object) -> bool:
         return name == MODEL
@@ -158,12 +163,17 @@ def _layer_view() -> LayerView:
     )
 
 
-def make_app(explainer: StandInExplainer, **settings: Any) -> FastAPI:
-    """An app whose lifespan need not run."""
+def make_app(
+    explainer: StandInExplainer, registry: StandInRegistry | None = None, *, serving: bool = True, **settings: Any
+) -> FastAPI:
+    """An app whose lifespan need not run; `serving=False` leaves it starting."""
     app = create_app(Settings(**settings))
-    app.state.explainer = explainer
-    app.state.registry = StandInRegistry()
-    app.state.phase = "serving"
+    stand_ins = replace(
+        services_of(app), explainer=cast("Explainer", explainer), registry=cast("Registry", registry or StandInRegistry())
+    )
+    stand_ins.install(app)
+    if serving:
+        stand_ins.lifecycle.serve()
     return app
 
 

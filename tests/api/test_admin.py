@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 
+from service.api.services import services_of
 from service.errors import ModelNotFound
 from tests.api.standins import MODEL, StandInExplainer, StandInRegistry, client_of, make_app
 
@@ -31,10 +34,9 @@ class Recording(StandInRegistry):
         self.changes.append((what, name))
 
 
-def made(**settings: str) -> tuple[httpx.AsyncClient, Recording]:
-    app, registry = make_app(StandInExplainer(), **settings), Recording()
-    app.state.registry = registry
-    return client_of(app), registry
+def made(**settings: Any) -> tuple[httpx.AsyncClient, Recording]:
+    registry = Recording()
+    return client_of(make_app(StandInExplainer(), registry, **settings)), registry
 
 
 @pytest.mark.parametrize("what", ["load", "unload"])
@@ -79,8 +81,9 @@ async def test_an_operators_key_opens_nothing_else() -> None:
 
 
 async def test_nothing_is_loaded_while_the_service_stops() -> None:
-    app, registry = make_app(StandInExplainer(), admin_keys=ADMIN), Recording()
-    app.state.registry, app.state.phase = registry, "draining"
+    registry = Recording()
+    app = make_app(StandInExplainer(), registry, admin_keys=ADMIN)
+    services_of(app).lifecycle.drain()
     async with client_of(app) as client:
         answer = await client.post(f"/admin/models/{MODEL}/load", headers={"X-API-Key": ADMIN})
     assert answer.json()["code"] == "shutting_down"

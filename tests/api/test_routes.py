@@ -9,8 +9,9 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
+from service.api.services import services_of
 from service.api.watching import unless_gone
-from tests.api.standins import StandInExplainer, client_of, make_app, speak
+from tests.api.standins import StandInExplainer, StandInRegistry, client_of, make_app, speak
 
 pytestmark = pytest.mark.anyio
 
@@ -71,28 +72,30 @@ async def test_the_model_in_the_path(client: httpx.AsyncClient, explainer: Stand
     assert (response.status_code, response.json()["code"]) == (422, "parameter_invalid")
 
 
-async def test_while_the_models_load_only_the_probes_answer(app: FastAPI, client: httpx.AsyncClient) -> None:
-    app.state.phase = "starting"
-    for path in ("/explain", "/predict"):
-        response = await client.post(path, content=b"x")
-        assert (response.status_code, response.json()["code"], response.headers["retry-after"]) == (503, "not_ready", "2")
-    assert (await client.get("/livez")).status_code == 200
-    for path in ("/readyz", "/healthz", "/health", "/ping"):
-        response = await client.get(path)
-        assert (response.status_code, response.json()["code"]) == (503, "not_ready")
+async def test_while_the_models_load_only_the_probes_answer(explainer: StandInExplainer) -> None:
+    async with client_of(make_app(explainer, serving=False)) as client:
+        for path in ("/explain", "/predict"):
+            response = await client.post(path, content=b"x")
+            assert (response.status_code, response.json()["code"], response.headers["retry-after"]) == (503, "not_ready", "2")
+        assert (await client.get("/livez")).status_code == 200
+        for path in ("/readyz", "/healthz", "/health", "/ping"):
+            response = await client.get(path)
+            assert (response.status_code, response.json()["code"]) == (503, "not_ready")
 
 
 async def test_while_draining_requests_are_still_answered(app: FastAPI, client: httpx.AsyncClient) -> None:
-    app.state.phase = "draining"
+    services_of(app).lifecycle.drain()
     response = await client.get("/readyz")
     assert (response.status_code, response.json()["code"]) == (503, "shutting_down")
     assert (await client.post("/explain", content=b"x")).status_code == 200
 
 
-async def test_a_dead_worker_makes_the_service_not_ready(app: FastAPI, client: httpx.AsyncClient) -> None:
-    assert (await client.get("/readyz")).json() == {"status": "ready"}
-    app.state.registry.ready = False
-    assert (await client.get("/readyz")).status_code == 503
+async def test_a_dead_worker_makes_the_service_not_ready(explainer: StandInExplainer) -> None:
+    registry = StandInRegistry()
+    async with client_of(make_app(explainer, registry)) as client:
+        assert (await client.get("/readyz")).json() == {"status": "ready"}
+        registry.ready = False
+        assert (await client.get("/readyz")).status_code == 503
 
 
 async def test_the_greeting(client: httpx.AsyncClient) -> None:

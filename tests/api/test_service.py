@@ -18,6 +18,7 @@ import skimage
 from PIL import Image
 
 from service.api.schemas import ExplainResponse, MethodList, ModelList, PredictResponse, Problem
+from service.api.services import services_of
 from tests.conftest import Running
 
 CHELSEA = (Path(skimage.__file__).parent / "data" / "chelsea.png").read_bytes()
@@ -159,7 +160,7 @@ def test_clients_that_leave_do_not_disturb_those_that_stay(server: Running, http
         answers = list(pool.map(lambda _: http.post("/predict", content=CHELSEA), range(16)))
     assert {response.status_code for response in answers} == {200}
     assert len({response.json()["results"][0]["predictions"][0]["logit"].__round__(2) for response in answers}) == 1
-    assert server.app.state.registry.ready
+    assert services_of(server.app).registry.ready
 
 
 def test_head_over_the_wire(http: httpx.Client) -> None:

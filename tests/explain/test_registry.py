@@ -9,6 +9,7 @@ import httpx
 import pytest
 import structlog
 
+from service.api.services import services_of
 from service.app import create_app
 from service.engine.network import Network
 from service.errors import ConfigurationError, ModelNotFound, ModelUnhealthy, NotReady
@@ -109,7 +110,7 @@ async def test_a_worker_that_died_is_seen_by_everybody(tmp_path: Path, monkeypat
 
         await until(is_ready)
         assert (await client.post("/predict", content=jpeg())).status_code == 200
-        worker = app.state.registry.get(None).batcher._workers[0]
+        worker = services_of(app).registry.get(None).batcher._workers[0]
         worker.cancel()
         await asyncio.gather(worker, return_exceptions=True)
         assert not await is_ready()
