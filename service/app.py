@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from service import __version__
-from service.api import admin, catalogue, documentation, health, inspection, problems, routes
-from service.api.middleware import ApiKeys, HeadAsGet, RequestContext
+from service.api import admin, catalogue, openapi, health, inspection, problems, routes
+from service.api.middleware import ApiKeyMiddleware, HeadMiddleware, RequestLogMiddleware
 from service.api.services import Lifecycle, Services
 from service.errors import ConfigurationError
 from service.explain.explainer import Explainer
@@ -61,9 +61,9 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
         description=DESCRIPTION,
         lifespan=_lifespan(services, codecs, on_fatal),
         middleware=[
-            Middleware(HeadAsGet),
-            Middleware(RequestContext, metrics=metrics, lifecycle=services.lifecycle),
-            Middleware(ApiKeys, keys=settings.api_keys),
+            Middleware(HeadMiddleware),
+            Middleware(RequestLogMiddleware, metrics=metrics, lifecycle=services.lifecycle),
+            Middleware(ApiKeyMiddleware, keys=settings.api_keys),
         ],
         redirect_slashes=False,  # a redirect would repeat the client's Host header
         redoc_url=None,

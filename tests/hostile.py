@@ -17,7 +17,7 @@ from functools import cache, partial
 import numpy as np
 from PIL import Image
 
-from tests import pictures as make
+from tests import images as make
 from tests.foreign import OTHER_FORMATS
 from tests.misread import gif_webp, jpeg, png
 from tests.misread.base import Odd

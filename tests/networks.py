@@ -11,8 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 from service.engine.network import Network
-from service.engine.runtimes import EXACT, Plan
-from service.engine.sources import Loaded, Preprocessing
+from service.engine.runtimes import TORCH_FP32, RuntimeOptions
+from service.engine.sources import LoadedNetwork, Preprocessing
 
 VIT_SIDE = 96
 
@@ -86,8 +86,8 @@ def known(name: str) -> nn.Module:
 
 
 def network(
-    module: nn.Module, *layers: str, size: int = 32, name: str = "test", plan: Plan = EXACT, device: str = "cpu"
+    module: nn.Module, *layers: str, size: int = 32, name: str = "test", plan: RuntimeOptions = TORCH_FP32, device: str = "cpu"
 ) -> Network:
     """The engine's network around a module; pictures are scaled to -1..1."""
     preprocessing = Preprocessing(size, size, size, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return Network(name, Loaded(module, preprocessing, "sha256:test"), layers, torch.device(device), plan=plan)
+    return Network(name, LoadedNetwork(module, preprocessing, "sha256:test"), layers, torch.device(device), plan=plan)

@@ -74,7 +74,7 @@ def test_imports_go_down_only(path: Path) -> None:
     ("room", "source"),
     [
         ("api", "import torch"),
-        ("api", "from service.engine.work import Work"),
+        ("api", "from service.engine.types import Work"),
         ("api", "from service import imaging"),
         ("api", "def f():\n    import service.app"),
         ("explain", "from torchvision.models import resnet50"),

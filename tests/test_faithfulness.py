@@ -11,11 +11,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from service.engine.card import read_cards
+from service.engine.cards.card import read_cards
 from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.sources import load
-from service.engine.work import Outcome, Work
+from service.engine.types import EngineResult, EngineRequest
 from service.imaging.decode import decode
 from service.imaging.geometry import InputSpec, place, prepare
 from service.imaging.headers import Limits
@@ -79,11 +79,11 @@ def test_shuffled_weights_of_the_head_change_the_map(
     networks: tuple[Network, Network], seen: list[NDArray[np.uint8]], method: str
 ) -> None:
     correlations = []
-    tuning = METHODS[method].defaults
+    parameters = METHODS[method].defaults
     classes = [photo.top[0] for photo in ALL]
-    works = [Work(pixels, classes=(c,), method=method, tuning=tuning) for pixels, c in zip(seen, classes, strict=True)]
+    works = [EngineRequest(pixels, classes=(c,), method=method, parameters=parameters) for pixels, c in zip(seen, classes, strict=True)]
     for one, other in zip(*(network.run(works) for network in networks), strict=True):
-        assert isinstance(one, Outcome)
-        assert isinstance(other, Outcome)
+        assert isinstance(one, EngineResult)
+        assert isinstance(other, EngineResult)
         correlations.append(np.corrcoef(ranks(one.maps[0][0]), ranks(other.maps[0][0]))[0, 1])
     assert np.mean(correlations) < (0.97 if method in POSITIVE_ONLY else 0.5), correlations

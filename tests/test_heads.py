@@ -16,7 +16,7 @@ import torch
 from service.settings import Settings
 from tests.conftest import running
 from tests.networks import Pooled, seeded
-from tests.pictures import save, scene
+from tests.images import save, scene
 
 CARD = """
 [architecture]

@@ -13,11 +13,11 @@ import pytest
 from torch import Tensor
 
 from service.engine.network import Network
-from service.engine.probe import WHOLE_ROWS, Probe
-from service.engine.work import Outcome, Work
+from service.engine.methods.probe import WHOLE_ROWS, Probe
+from service.engine.types import EngineResult, EngineRequest
 from service.errors import DeadlineExceeded
-from service.explain.answer import Encoded
-from tests import pictures as make
+from service.explain.results import Encoded
+from tests import images as make
 from tests.explain.world import World, small_network, until, world
 
 pytestmark = pytest.mark.anyio
@@ -63,7 +63,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
             seen.begun.set()
         return whole(self, images)
 
-    def watched_run(self: Network, works: Sequence[Work]) -> list[Outcome | Exception]:
+    def watched_run(self: Network, works: Sequence[EngineRequest]) -> list[EngineResult | Exception]:
         before = seen.chunks
         outcomes = run(self, works)
         seen.beside.append(seen.chunks - before)

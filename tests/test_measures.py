@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.api.schemas import ExplainResponse, InspectResponse
-from service.engine.examination import STEPS
+from service.engine.evaluation.faithfulness import STEPS
 from tests.conftest import Running
 from tests.photographs import CHELSEA, COFFEE
 

@@ -10,8 +10,8 @@ from fastapi.requests import Request
 from fastapi.responses import Response
 
 from service import errors
-from service.api.documentation import OTHER, answers, problems
-from service.api.keys import Keys, refusal
+from service.api.openapi import OTHER, answers, problems
+from service.api.auth import ApiKeySet, refusal
 from service.api.schemas import Model
 from service.api.services import Phase, Services, ServicesDependency
 
@@ -35,12 +35,12 @@ ANSWERS: Final[dict[str, Any]] = {
 async def _admin(request: Request, services: ServicesDependency) -> None:
     """Lets operators pass; without admin keys there is nothing here."""
     settings = services.settings
-    admins = Keys(settings.admin_keys)
+    admins = ApiKeySet(settings.admin_keys)
     if not admins:
         raise errors.NotFound("There is nothing at this address. GET / says what is served.")
     if admins.open(request.headers):
         return
-    if Keys(settings.api_keys).open(request.headers):
+    if ApiKeySet(settings.api_keys).open(request.headers):
         raise errors.Forbidden("This API key is not an operator's.")
     raise refusal(request.headers)
 

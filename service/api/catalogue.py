@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path
 from fastapi.responses import Response
 
 from service import errors
-from service.api.documentation import OTHER, answers, problems
+from service.api.openapi import OTHER, answers, problems
 from service.api.schemas import MethodList, Model, ModelList
 from service.api.services import ServicesDependency
 

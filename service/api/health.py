@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from service import __version__, errors
-from service.api.documentation import answers, problems
+from service.api.openapi import answers, problems
 from service.api.schemas import Health, Welcome
 from service.api.services import Phase, ServicesDependency
 

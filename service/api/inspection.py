@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from fastapi.requests import Request
 from fastapi.responses import Response
 
-from service.api.documentation import success
+from service.api.openapi import success
 from service.api.routes import MODEL_IN_PATH, PROBLEMS, WITH_MODEL, ModelName, answer
 from service.api.schemas import InspectResponse
 from service.api.services import ServicesDependency

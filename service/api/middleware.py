@@ -16,9 +16,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.keys import Keys, refusal
+from service.api.auth import ApiKeySet, refusal
 from service.api.problems import internal_error, problem_response
-from service.api.record import Record, record_of
+from service.api.request_log import RequestLog, request_log_of
 from service.api.services import Lifecycle, Phase
 from service.telemetry import Metrics
 
@@ -32,7 +32,7 @@ QUIET_ROUTES: Final = PUBLIC_PATHS | {"/metrics"}
 log = structlog.get_logger("service.api.requests")
 
 
-class HeadAsGet:
+class HeadMiddleware:
     """Answers HEAD as GET without the body, as HTTP asks; FastAPI's routes do not do it by themselves."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -50,7 +50,7 @@ class HeadAsGet:
         await self.app({**scope, "method": "GET"}, receive, send_head)
 
 
-class RequestContext:
+class RequestLogMiddleware:
     """Gives each request an id and a record, writes one log line and the metrics at its end, and answers what nobody caught."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle) -> None:
@@ -65,7 +65,7 @@ class RequestContext:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        record = Record(given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        record = RequestLog(given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         scope.setdefault("state", {})["record"] = record
         bound = {"request_id": record.id}
         if trace := TRACE_PARENT.fullmatch(headers.get("traceparent", "")):
@@ -100,7 +100,7 @@ class RequestContext:
             finally:
                 self._conclude(scope, record)
 
-    def _conclude(self, scope: Scope, record: Record) -> None:
+    def _conclude(self, scope: Scope, record: RequestLog) -> None:
         route = getattr(scope.get("route"), "path", "other")
         client = scope.get("client")
         write = log.debug if route in QUIET_ROUTES else log.info
@@ -117,7 +117,7 @@ class RequestContext:
             self.metrics.rejections.labels(code=record.code).inc()
 
 
-class ApiKeys:
+class ApiKeyMiddleware:
     """With keys set, every path but the probes wants one: `Authorization: Bearer <key>` or `X-API-Key: <key>`.
 
     What lies under /admin wants an operator's key, which it asks for itself.
@@ -125,7 +125,7 @@ class ApiKeys:
 
     def __init__(self, app: ASGIApp, keys: Sequence[SecretStr]) -> None:
         self.app = app
-        self._keys = Keys(keys)
+        self._keys = ApiKeySet(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 401."""
@@ -136,6 +136,6 @@ class ApiKeys:
         if self._keys.open(headers):
             await self.app(scope, receive, send)
             return
-        error, record = refusal(headers), record_of(scope)
+        error, record = refusal(headers), request_log_of(scope)
         record.code = error.code
         await problem_response(error, record.id)(scope, receive, send)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.errors import NotAcceptable
-from service.explain.answer import Delivery
+from service.explain.results import Delivery
 from service.explain.options import Format
 
 MEDIA_TYPES: Final[dict[Delivery, str]] = {

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.parameters import validation_detail
-from service.api.record import record_of
+from service.api.request_log import request_log_of
 from service.errors import (
     AuthInvalid,
     AuthRequired,
@@ -87,7 +87,7 @@ async def _answer_validation(request: Request, error: Exception) -> Response:
 
 
 def _answer(request: Request, error: CamserveError, headers: Mapping[str, str] | None = None) -> Response:
-    record = record_of(request.scope)
+    record = request_log_of(request.scope)
     record.code = error.code
     if error.status == 500:
         log.error("request failed", code=error.code, exc_info=error)

@@ -11,14 +11,14 @@ from fastapi.responses import Response
 
 from service import errors
 from service.api import negotiation
-from service.api.answers import answer_response
-from service.api.documentation import REQUEST_BODY, option_parameters, problems, success
-from service.api.record import record_of
+from service.api.responses import answer_response
+from service.api.openapi import REQUEST_BODY, option_parameters, problems, success
+from service.api.request_log import request_log_of
 from service.api.schemas import ExplainResponse, PredictResponse
 from service.api.services import Phase, Services, ServicesDependency
 from service.api.uploads import read_upload
-from service.api.watching import unless_gone
-from service.explain.cache import Reuse
+from service.api.disconnect import cancel_on_disconnect
+from service.explain.cache import CachePolicy
 from service.explain.options import Options
 
 PROBLEMS: Final = problems(
@@ -117,7 +117,7 @@ async def answer(
         CamserveError: the child that says what is wrong.
     """
     settings, registry, explainer = services.settings, services.registry, services.explainer
-    record = record_of(request.scope)
+    record = request_log_of(request.scope)
     if services.phase is Phase.STARTING:
         raise errors.NotReady("The models are still loading. GET /readyz says when they are ready.", retry_after_s=2)
     deadline = asyncio.get_running_loop().time() + settings.request_timeout_s
@@ -134,7 +134,7 @@ async def answer(
                 work = explainer.explain(upload.subjects, options, delivery, deadline, _reuse(request))
             else:
                 work = explainer.inspect(upload.subjects, options, delivery, deadline)
-            record.answer = found = await unless_gone(request.receive, work)
+            record.answer = found = await cancel_on_disconnect(request.receive, work)
     except TimeoutError:
         if not limit.expired():
             raise
@@ -144,7 +144,7 @@ async def answer(
     return answer_response(found, record.id, explaining=question == "explain")
 
 
-def _reuse(request: Request) -> Reuse:
+def _reuse(request: Request) -> CachePolicy:
     """What the request's Cache-Control allows; directives that are not about this are passed over, as RFC 9111 asks."""
     given = {one.strip().lower() for line in request.headers.getlist("cache-control") for one in line.split(",")}
     if "no-store" in given:

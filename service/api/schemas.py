@@ -131,7 +131,7 @@ class ExplainResult(PredictResult):
     explanations: list[Explanation] = Field(description="One for each class asked for, in that order.")
 
 
-class LayerView(Shape):
+class LayerStatistics(Shape):
     """What one layer does for a class."""
 
     layer: str
@@ -144,15 +144,15 @@ class LayerView(Shape):
     strongest: list[Channel] = Field(description="Channels by falling magnitude of their weight.")
 
 
-class Inspected(Prediction):
+class Inspection(Prediction):
     """What layers do for one class of one image."""
 
     versus: Prediction | None = Field(description="The class contrasted with.")
-    layers: list[LayerView]
+    layers: list[LayerStatistics]
 
 
 class InspectResult(PredictResult):
-    inspection: Inspected
+    inspection: Inspection
 
 
 class Timings(Shape):

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from service.api import bodies, parameters
-from service.api.documents import parse_document
+from service.api import request_body, parameters
+from service.api.json_body import parse_json_body
 from service.api.multipart import FILE_FIELDS, read_form
 from service.errors import ContentTypeUnsupported, ImageMissing, ParameterInvalid
-from service.explain.answer import Subject
+from service.explain.results import ImageInput
 from service.explain.options import Options
 from service.settings import Settings
 
@@ -30,7 +30,7 @@ RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded"
 class Upload:
     """What a request asks for: at least one image, each with its classes, and the options they share."""
 
-    subjects: tuple[Subject, ...]
+    subjects: tuple[ImageInput, ...]
     options: Options
 
 
@@ -69,15 +69,15 @@ async def _from_form(request: Request, query: parameters.Raw, settings: Settings
             raise ParameterInvalid("A file part has another name than image or file.")
     if not form.files:
         raise ImageMissing("There is no image. Send it as a file part named image: curl -F image=@cat.jpg.")
-    return Upload(tuple(Subject(data, options.targets) for _, data in form.files), options)
+    return Upload(tuple(ImageInput(data, options.targets) for _, data in form.files), options)
 
 
 async def _from_json(request: Request, query: parameters.Raw, settings: Settings) -> Upload:
     body = await bodies.read(request, settings.max_body_bytes)
-    document = parse_document(body, max_images=settings.max_images_per_request)
+    document = parse_json_body(body, max_images=settings.max_images_per_request)
     options = parameters.parse_options(query, parameters.from_json(document.options))
     subjects = (
-        Subject(data, parameters.parse_targets(own, f"images[{index}].", options.targets))
+        ImageInput(data, parameters.parse_targets(own, f"images[{index}].", options.targets))
         for index, (data, own) in enumerate(document.images)
     )
     return Upload(tuple(subjects), options)
@@ -88,4 +88,4 @@ async def _from_raw(request: Request, query: parameters.Raw, settings: Settings)
     body = await bodies.read(request, settings.max_body_bytes)
     if not body:
         raise ImageMissing("There is no image: the body is empty. Send the picture: curl -F image=@cat.jpg.")
-    return Upload((Subject(body, options.targets),), options)
+    return Upload((ImageInput(body, options.targets),), options)

@@ -122,7 +122,7 @@ def bench(
 @with_fields("settings", Settings, "models_dir")
 def models(settings: Settings) -> None:
     """List the model cards."""
-    from service.engine.card import read_cards  # noqa: PLC0415
+    from service.engine.cards.card import read_cards  # noqa: PLC0415
 
     with reasons():
         cards = read_cards(settings.models_dir)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.engine.network import Network
-from service.engine.work import Work
+from service.engine.types import EngineRequest
 from service.explain.registry import Registry
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -75,7 +75,7 @@ def measure(network: Network, batch_size: int, rounds: int) -> Timed:
     """
     height, width = network.preprocessing.height, network.preprocessing.width
     noise = np.random.default_rng(0).integers(0, 256, (batch_size, height, width, 3), np.uint8)
-    predictions, explanations = [Work(pixels) for pixels in noise], [Work(pixels, best=1) for pixels in noise]
+    predictions, explanations = [EngineRequest(pixels) for pixels in noise], [EngineRequest(pixels, best=1) for pixels in noise]
     _seconds(network, explanations)
     taken = [(_seconds(network, predictions), _seconds(network, explanations)) for _ in range(rounds)]
     return Timed(
@@ -86,7 +86,7 @@ def measure(network: Network, batch_size: int, rounds: int) -> Timed:
     )
 
 
-def _seconds(network: Network, works: Sequence[Work]) -> float:
+def _seconds(network: Network, works: Sequence[EngineRequest]) -> float:
     started = time.perf_counter()
     answers = network.run(works)
     seconds = time.perf_counter() - started

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from service.cli.files import DEADLINE_S, find_pictures
+from service.cli.files import DEADLINE_S, find_images
 from service.errors import ImageError, ParameterInvalid
-from service.explain.answer import Evaluation, Subject
+from service.explain.results import Evaluation, ImageInput
 from service.explain.explainer import Explainer
 from service.explain.options import Options
 from service.explain.registry import Registry
-from service.imaging.encode import encode_picture
+from service.imaging.encode import encode_image
 from service.imaging.plots import INKS, Axes, Line, plot
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -55,7 +55,7 @@ def evaluate_files(
         ConfigurationError: the model cannot be loaded.
         CamserveError: a method or an option does not fit the model.
     """
-    files = find_pictures(paths)
+    files = find_images(paths)
     measured, failed = asyncio.run(_measure_all(files, methods, options, settings, out))
     for unread, reason in failed.items():
         out.print(f"[red]{unread.name}: {reason}[/]")
@@ -66,7 +66,7 @@ def evaluate_files(
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(_rows(measured))
-    (folder / "evaluation.png").write_bytes(encode_picture(_plot(measured), "png"))
+    (folder / "evaluation.png").write_bytes(encode_image(_plot(measured), "png"))
     out.print(_table(measured))
     out.print(f"{folder / 'evaluation.csv'}, {folder / 'evaluation.png'}", soft_wrap=True)
     return len(failed)
@@ -106,7 +106,7 @@ async def _measure_all(
 
 async def _measure(explainer: Explainer, file: Path, method: str, options: Options) -> list[Measured]:
     asked = options.model_copy(update={"method": method, "evaluate": True, "heatmap": "none"})
-    subject = Subject(await asyncio.to_thread(file.read_bytes), options.targets)
+    subject = ImageInput(await asyncio.to_thread(file.read_bytes), options.targets)
     answer = await explainer.explain([subject], asked, "json", asyncio.get_running_loop().time() + DEADLINE_S)
     return [
         Measured(file, method, found.prediction.class_id, found.prediction.label, answer.timings.infer, found.evaluation)

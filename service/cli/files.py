@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from service.errors import DeadlineExceeded, EngineError, ImageError, ParameterInvalid
-from service.explain.answer import Answer, Explanation, Subject
+from service.explain.results import Answer, Explanation, ImageInput
 from service.explain.explainer import Explainer
 from service.explain.options import Options
 from service.explain.registry import Registry
@@ -48,7 +48,7 @@ class Line:
         )  # fmt: skip
 
 
-def find_pictures(paths: Iterable[Path]) -> list[Path]:
+def find_images(paths: Iterable[Path]) -> list[Path]:
     """The files named, and every picture below the folders named, by suffix, in order of their names.
 
     Raises:
@@ -73,7 +73,7 @@ def explain_files(paths: Iterable[Path], folder: Path, options: Options, setting
         ConfigurationError: the model cannot be loaded.
         CamserveError: the options do not fit the model.
     """
-    files = find_pictures(paths)
+    files = find_images(paths)
     folder.mkdir(parents=True, exist_ok=True)
     lines = asyncio.run(_explain_all(files, folder, options, settings, out))
     with (folder / "explanations.csv").open("w", newline="", encoding="utf-8") as file:
@@ -121,7 +121,7 @@ async def _explain_file(explainer: Explainer, file: Path, target: Path, options:
     delivery: Literal["png"] = "png"
     try:
         answer = await explainer.explain(
-            [Subject(data, options.targets)], drawing, delivery, asyncio.get_running_loop().time() + DEADLINE_S
+            [ImageInput(data, options.targets)], drawing, delivery, asyncio.get_running_loop().time() + DEADLINE_S
         )
     except (ImageError, EngineError, DeadlineExceeded) as error:  # what is wrong with the options is wrong for every file
         return [Line(file, error=error.detail)]

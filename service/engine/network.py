@@ -17,21 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.engine.attribution import Batch, explain_pictures, is_batched
-from service.engine.card import Card
-from service.engine.cuts import Cuts
-from service.engine.examination import evaluate
-from service.engine.inspection import inspect, stages
-from service.engine.layout import Stated
+from service.engine.batch import Batch, explain_batch, is_batched
+from service.engine.cards.card import Card
+from service.engine.graph.split_cache import SplitCache
+from service.engine.evaluation.faithfulness import evaluate
+from service.engine.layer_statistics import inspect, stages
+from service.engine.graph.layout import LayoutOverride
 from service.engine.methods import METHODS
 from service.engine.methods.method import Method
-from service.engine.probe import Probe
-from service.engine.runtimes import EXACT, Plan, choose
+from service.engine.methods.probe import Probe
+from service.engine.runtimes import TORCH_FP32, RuntimeOptions, choose
 from service.engine.runtimes.precision import photographs
 from service.engine.runtimes.torch import TorchTrunk, Trunk
-from service.engine.sources import Loaded, load
-from service.engine.split import Split, split
-from service.engine.work import Evaluation, Examination, Inspected, Inspection, LayerInfo, Outcome, Tuning, Work
+from service.engine.sources import LoadedNetwork, load
+from service.engine.graph.split import Split, split
+from service.engine.types import Evaluation, EvaluationRequest, LayerStatisticsResult, LayerStatisticsRequest, LayerInfo, EngineResult, MethodParameters, EngineRequest
 from service.errors import ConfigurationError, LayerNotFound, MethodNotApplicable
 
 RATE_SMOOTHING = 0.1  # weight of the newest batch in the mean of seconds per image
@@ -56,11 +56,11 @@ class Network:
     def __init__(
         self,
         name: str,
-        loaded: Loaded,
+        loaded: LoadedNetwork,
         layers: Sequence[str],
         device: torch.device,
-        stated: Stated | None = None,
-        plan: Plan = EXACT,
+        stated: LayoutOverride | None = None,
+        plan: RuntimeOptions = TORCH_FP32,
     ) -> None:
         """Exports and cuts the network.
 
@@ -91,7 +91,7 @@ class Network:
         self._slow = threading.Lock()
         self._hurried = 0
         stated_layers = (tuple(layers), stated) if stated is not None else None
-        self._cuts = Cuts(name, self._module, self._channels, self._size, stated_layers)
+        self._cuts = SplitCache(name, self._module, self._channels, self._size, stated_layers)
         graph = self._cuts.graph
         self.classes = int(graph.logits.meta["val"].shape[1])
         self.layers: dict[str, LayerInfo] = graph.layers()
@@ -110,14 +110,14 @@ class Network:
         self.methods = tuple(name for name in METHODS if name not in self._unfit)
 
     @classmethod
-    def load(cls, card: Card, device: torch.device, plan: Plan = EXACT, *, random_weights: bool = False) -> Network:
+    def load(cls, card: Card, device: torch.device, plan: RuntimeOptions = TORCH_FP32, *, random_weights: bool = False) -> Network:
         """Builds, fills, exports and cuts the network that a card describes; what it says of its runtime overrides the plan.
 
         Raises:
             ConfigurationError: the card cannot be fulfilled; the message names card, field and what would be right.
         """
         own = card.explain
-        stated = Stated(own.layout, own.prefix_tokens or 0) if own.layout is not None else None
+        stated = LayoutOverride(own.layout, own.prefix_tokens or 0) if own.layout is not None else None
         wanted = card.runtime
         plan = replace(plan, engine=wanted.engine or plan.engine, precision=wanted.precision or plan.precision)
         return cls(card.name, load(card, random_weights=random_weights), own.layer, device, stated, plan)
@@ -150,7 +150,7 @@ class Network:
             raise MethodNotApplicable(f"{self._unfit[name]} {fitting}")
         return METHODS[name]
 
-    def run(self, works: Sequence[Work]) -> list[Outcome | Exception]:
+    def run(self, works: Sequence[EngineRequest]) -> list[EngineResult | Exception]:
         """Runs a batch: as many answers as works, in order; an item whose numbers are not finite answers with its error."""
         with self._lane:
             self._hurried += 1
@@ -164,12 +164,12 @@ class Network:
                 self._hurried -= 1
                 self._lane.notify_all()
 
-    def run_slowly(self, works: Sequence[Work]) -> list[Outcome | Exception]:
+    def run_slowly(self, works: Sequence[EngineRequest]) -> list[EngineResult | Exception]:
         """As `run`, for methods of many forward passes: between passes it waits while `run` has something to do."""
         with self._slow:
             return self._run(works, self._step_aside)
 
-    def examine(self, asked: Examination) -> tuple[Evaluation, ...]:
+    def evaluate(self, asked: EvaluationRequest) -> tuple[Evaluation, ...]:
         """Measures maps, in many forward passes; waits between them as `run_slowly` does.
 
         Raises:
@@ -185,14 +185,14 @@ class Network:
                 versus=None,
                 logits=images.new_empty(0),
                 cuts=(),
-                tuning=Tuning(),
+                parameters=MethodParameters(),
                 method="evaluate",
                 abandoned=asked.abandoned,
                 step_aside=self._step_aside,
             )
             return evaluate(probe, asked)
 
-    def inspect(self, asked: Inspection) -> Inspected:
+    def inspect(self, asked: LayerStatisticsRequest) -> LayerStatisticsResult:
         """Looks into layers.
 
         Raises:
@@ -206,8 +206,8 @@ class Network:
         with self._lane:
             self._lane.wait_for(lambda: not self._hurried, timeout=LONGEST_WAIT_S)
 
-    def _run(self, works: Sequence[Work], step_aside: Callable[[], None]) -> list[Outcome | Exception]:
-        answers: dict[int, Outcome | Exception] = {}
+    def _run(self, works: Sequence[EngineRequest], step_aside: Callable[[], None]) -> list[EngineResult | Exception]:
+        answers: dict[int, EngineResult | Exception] = {}
         groups: dict[tuple[tuple[int, int], bool], list[int]] = {}
         for index, work in enumerate(works):
             size = (work.pixels.shape[0], work.pixels.shape[1])
@@ -217,7 +217,7 @@ class Network:
             answers.update(zip(indices, outcomes, strict=True))
         return [answers[index] for index in range(len(works))]
 
-    def _is_usual(self, size: tuple[int, int], work: Work) -> bool:
+    def _is_usual(self, size: tuple[int, int], work: EngineRequest) -> bool:
         """Whether the card's own cut answers it, whose trunk alone is compiled. What asks the network again needs it exact."""
         own = size == self._size and work.layers in {(), self.default_layers}
         return own and (work.rows == 0 or is_batched(work))
@@ -226,7 +226,7 @@ class Network:
         """Runs the whole way twice per batch size, so that the first request meets nothing cold."""
         blank = np.zeros((*self._size, 3), np.uint8)
         for size in batch_sizes:
-            works = [Work(blank, best=1)] * size
+            works = [EngineRequest(blank, best=1)] * size
             self.run(works)
             self.seconds_per_image = 0.0  # the first run of a size is no measure
             self.run(works)
@@ -237,34 +237,34 @@ class Network:
         self.seconds_per_image = known + RATE_SMOOTHING * (seconds - known) if known else seconds
 
     def _run_group(
-        self, size: tuple[int, int], works: Sequence[Work], step_aside: Callable[[], None], *, usual: bool
-    ) -> list[Outcome | Exception]:
+        self, size: tuple[int, int], works: Sequence[EngineRequest], step_aside: Callable[[], None], *, usual: bool
+    ) -> list[EngineResult | Exception]:
         works = [work if work.layers else replace(work, layers=self.default_layers) for work in works]
         layers = tuple(dict.fromkeys(layer for work in works for layer in work.layers))
         return self._explain(self._default if usual else self._split(size, layers), works, step_aside)
 
-    def _explain(self, parts: Split, works: Sequence[Work], step_aside: Callable[[], None]) -> list[Outcome | Exception]:
+    def _explain(self, parts: Split, works: Sequence[EngineRequest], step_aside: Callable[[], None]) -> list[EngineResult | Exception]:
         """A batch of pictures of one size through one cut, which has every layer that they name."""
         images = self._normalised(np.stack([work.pixels for work in works]))
         size = works[0].pixels.shape[:2]
         with torch.no_grad():
             crossing = tuple(parts.trunk(images))
-        return explain_pictures(
+        return explain_batch(
             Batch(self._cuts.at(size), images, parts, crossing, works, lambda layers: self._split(size, layers), step_aside)
         )
 
-    def _calibrated(self, plan: Plan) -> Split:
+    def _calibrated(self, plan: RuntimeOptions) -> Split:
         """The card's own cut with the trunk to serve with."""
         if plan.exact:
             return self._exact
-        works = [Work(picture, best=1, layers=self.default_layers) for picture in photographs(*self._size)]
+        works = [EngineRequest(picture, best=1, layers=self.default_layers) for picture in photographs(*self._size)]
 
-        def answers(trunk: Trunk) -> list[Outcome]:
+        def answers(trunk: Trunk) -> list[EngineResult]:
             found = self._explain(replace(self._exact, trunk=trunk), works, lambda: None)
             broken = next((one for one in found if isinstance(one, Exception)), None)
             if broken is not None:
                 raise broken
-            return [one for one in found if isinstance(one, Outcome)]
+            return [one for one in found if isinstance(one, EngineResult)]
 
         assert isinstance(self._exact.trunk, TorchTrunk)
         images = self._normalised(np.stack([work.pixels for work in works]))

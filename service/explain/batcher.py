@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Generic
 
 from service.errors import CamserveError, EngineError, ModelUnhealthy, NotReady, Overloaded, ShuttingDown
-from service.explain.calls import Call, Done, Item, Result, Ticket
+from service.explain.calls import Call, BatchResult, Item, Result, Ticket
 
 RATE_SMOOTHING = 0.2  # weight of the newest batch in the mean of seconds per item
 
@@ -98,7 +98,7 @@ class Batcher(Generic[Item, Result]):
             worker.add_done_callback(self._ended)
             self._workers.append(worker)
 
-    async def submit(self, items: Sequence[Item], *, deadline: float) -> list[Done[Result]]:
+    async def submit(self, items: Sequence[Item], *, deadline: float) -> list[BatchResult[Result]]:
         """Wait for the results of `items`, in order: all of them, or the first failure.
 
         Args:
@@ -217,7 +217,7 @@ class Batcher(Generic[Item, Result]):
                 if isinstance(result, BaseException):
                     ticket.call.settle(_presentable(result))
                 else:
-                    ticket.call.answer(ticket.index, Done(result, started - ticket.queued_at, ran_s, size))
+                    ticket.call.answer(ticket.index, BatchResult(result, started - ticket.queued_at, ran_s, size))
 
     def _attempt(self, items: Sequence[Item]) -> tuple[Sequence[Result | BaseException] | BaseException, float]:
         """Call `run`, in a thread. What it raises is returned: not every exception may pass through a future."""

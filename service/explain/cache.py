@@ -18,21 +18,21 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.work import Outcome, Tuning, Work
+from service.engine.types import EngineResult, MethodParameters, EngineRequest
 from service.errors import EngineError
-from service.explain.calls import Done
+from service.explain.calls import BatchResult
 
-Source = Literal["hit", "coalesced", "miss"]
-Reuse = Literal["use", "renew", "off"]  # of what is kept; `renew` asks the network and keeps the answer
+CacheStatus = Literal["hit", "coalesced", "miss"]
+CachePolicy = Literal["use", "renew", "off"]  # of what is kept; `renew` asks the network and keeps the answer
 
-SOURCES: Final[tuple[Source, ...]] = ("hit", "coalesced", "miss")  # by rising cost
+CACHE_STATUSES: Final[tuple[CacheStatus, ...]] = ("hit", "coalesced", "miss")  # by rising cost
 # What is around the values: key, containers, headers of arrays. Measured with tracemalloc: 694 and 192 bytes.
 ENTRY_BYTES: Final = 768
 ARRAY_BYTES: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class CacheKey:
     """Everything that decides an outcome, but the model.
 
     Attributes:
@@ -49,26 +49,26 @@ class Key:
     versus: int | None
     method: str
     layers: tuple[str, ...]
-    tuning: Tuning
+    parameters: MethodParameters
 
     @classmethod
-    def of(cls, work: Work, image: str, fit: str, shrunk: int = 1) -> Key:
+    def of(cls, work: EngineRequest, image: str, fit: str, shrunk: int = 1) -> CacheKey:
         """The key of a work; predictions are the same whatever method they were asked with."""
         if work.rows == 0:
-            return cls(image, fit, shrunk, (), 0, None, "", (), Tuning())
-        return cls(image, fit, shrunk, work.classes, work.best, work.versus, work.method, work.layers, work.tuning)
+            return cls(image, fit, shrunk, (), 0, None, "", (), MethodParameters())
+        return cls(image, fit, shrunk, work.classes, work.best, work.versus, work.method, work.layers, work.parameters)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CacheResult:
     """An outcome and where it came from. Of a hit the times are 0 and no batch had it; of a coalesced one, its own wait."""
 
-    done: Done[Outcome]
-    source: Source
+    done: BatchResult[EngineResult]
+    status: CacheStatus
 
 
-Compute = Callable[[Sequence[int]], Awaitable[Sequence[Done[Outcome]]]]
-Flight = asyncio.Future[Done[Outcome] | EngineError | None]  # None: who computed it left, or was refused
+Compute = Callable[[Sequence[int]], Awaitable[Sequence[BatchResult[EngineResult]]]]
+Flight = asyncio.Future[BatchResult[EngineResult] | EngineError | None]  # None: who computed it left, or was refused
 
 
 class Cache:
@@ -82,8 +82,8 @@ class Cache:
     def __init__(self, max_entries: int, max_bytes: int) -> None:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[Key, Outcome] = OrderedDict()
-        self._flights: dict[Key, Flight] = {}
+        self._entries: OrderedDict[CacheKey, EngineResult] = OrderedDict()
+        self._flights: dict[CacheKey, Flight] = {}
         self._size = 0
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class Cache:
         """Whether anything is kept."""
         return self._max_entries > 0
 
-    async def find(self, keys: Sequence[Key], compute: Compute, reuse: Reuse = "use") -> list[Found]:
+    async def find(self, keys: Sequence[CacheKey], compute: Compute, reuse: CachePolicy = "use") -> list[CacheResult]:
         """An outcome for every key, in order: kept, awaited from another caller, or computed.
 
         What has to be computed is so in one call, equal keys once. Whoever waits for another's outcome shares the outcome
@@ -115,17 +115,17 @@ class Cache:
             CamserveError: what `compute` raises.
         """
         if not self.enabled or reuse == "off":
-            return [Found(done, "miss") for done in await compute(range(len(keys)))]
-        found: dict[int, Found] = {}
-        failed: set[Key] = set()
+            return [CacheResult(done, "miss") for done in await compute(range(len(keys)))]
+        found: dict[int, CacheResult] = {}
+        failed: set[CacheKey] = set()
         while len(found) < len(keys):
-            own: dict[Key, list[int]] = {}
+            own: dict[CacheKey, list[int]] = {}
             others: dict[int, Flight] = {}
             for index, key in enumerate(keys):
                 if index in found:
                     continue
                 if reuse == "use" and (outcome := self._recall(key)) is not None:
-                    found[index] = Found(Done(outcome, 0.0, 0.0, 0), "hit")
+                    found[index] = CacheResult(BatchResult(outcome, 0.0, 0.0, 0), "hit")
                 elif reuse == "use" and key in self._flights and key not in failed:
                     others[index] = self._flights[key]
                 else:
@@ -134,21 +134,21 @@ class Cache:
             if own:
                 first = {key: indices[0] for key, indices in own.items()}
                 for indices, done in zip(own.values(), await self._compute(first, compute), strict=True):
-                    found[indices[0]] = Found(done, "miss")
-                    found |= {index: Found(done, "coalesced") for index in indices[1:]}
+                    found[indices[0]] = CacheResult(done, "miss")
+                    found |= {index: CacheResult(done, "coalesced") for index in indices[1:]}
             for index, flight in others.items():
                 await asyncio.wait([flight])  # unlike `await`, does not cancel it with a caller who leaves
                 landed = flight.result()
-                if isinstance(landed, Done):
-                    found[index] = Found(_within(landed, time.perf_counter() - started), "coalesced")
+                if isinstance(landed, BatchResult):
+                    found[index] = CacheResult(_within(landed, time.perf_counter() - started), "coalesced")
                 elif landed is not None:
                     failed.add(keys[index])
         return [found[index] for index in range(len(keys))]
 
-    async def _compute(self, own: Mapping[Key, int], compute: Compute) -> list[Done[Outcome]]:
+    async def _compute(self, own: Mapping[CacheKey, int], compute: Compute) -> list[BatchResult[EngineResult]]:
         """Computes and keeps; whoever asks for the same meanwhile can wait for it."""
         loop = asyncio.get_running_loop()
-        flights: dict[Key, Flight] = {key: loop.create_future() for key in own if key not in self._flights}
+        flights: dict[CacheKey, Flight] = {key: loop.create_future() for key in own if key not in self._flights}
         self._flights |= flights
         fate: EngineError | None = None
         try:
@@ -167,13 +167,13 @@ class Cache:
                     flight.set_result(fate)
         return done
 
-    def _recall(self, key: Key) -> Outcome | None:
+    def _recall(self, key: CacheKey) -> EngineResult | None:
         outcome = self._entries.get(key)
         if outcome is not None:
             self._entries.move_to_end(key)
         return outcome
 
-    def _keep(self, key: Key, outcome: Outcome) -> None:
+    def _keep(self, key: CacheKey, outcome: EngineResult) -> None:
         """The newest stays, the least recently used go; what alone would be too large is not kept."""
         replaced = self._entries.pop(key, None)
         if replaced is not None:
@@ -186,21 +186,21 @@ class Cache:
             self._size -= _size(self._entries.popitem(last=False)[1])
 
 
-def worst(found: Sequence[Found]) -> Source:
+def worst(found: Sequence[CacheResult]) -> CacheStatus:
     """Of several images: what cost most."""
-    return max((one.source for one in found), key=SOURCES.index)
+    return max((one.status for one in found), key=CACHE_STATUSES.index)
 
 
-def _size(outcome: Outcome) -> int:
+def _size(outcome: EngineResult) -> int:
     arrays = [outcome.logits, *(one for layers in outcome.maps for one in layers)]
     return ENTRY_BYTES + sum(ARRAY_BYTES + one.nbytes for one in arrays)
 
 
-def _own(done: Done[Outcome]) -> Done[Outcome]:
+def _own(done: BatchResult[EngineResult]) -> BatchResult[EngineResult]:
     """With arrays of its own, for a view would keep its whole batch in memory, that nobody can change."""
     outcome = done.value
     maps = tuple(tuple(_frozen(one) for one in layers) for layers in outcome.maps)
-    return Done(replace(outcome, logits=_frozen(outcome.logits), maps=maps), done.queued_s, done.ran_s, done.batch_size)
+    return BatchResult(replace(outcome, logits=_frozen(outcome.logits), maps=maps), done.queued_s, done.ran_s, done.batch_size)
 
 
 def _frozen(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -209,7 +209,7 @@ def _frozen(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return copied
 
 
-def _within(done: Done[Outcome], seconds: float) -> Done[Outcome]:
+def _within(done: BatchResult[EngineResult], seconds: float) -> BatchResult[EngineResult]:
     """Another's outcome, with the part of its times that fell into one's own wait."""
     ran_s = min(done.ran_s, seconds)
-    return Done(done.value, seconds - ran_s, ran_s, done.batch_size)
+    return BatchResult(done.value, seconds - ran_s, ran_s, done.batch_size)

@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Done(Generic[Result]):
+class BatchResult(Generic[Result]):
     """One item's result, with the seconds it waited, the seconds its batch ran, and the items in that batch."""
 
     value: Result
@@ -28,10 +28,10 @@ class Call(Generic[Result]):
 
     size: int
     deadline: float
-    future: asyncio.Future[list[Done[Result]] | CamserveError]
-    answers: dict[int, Done[Result]] = field(default_factory=dict)
+    future: asyncio.Future[list[BatchResult[Result]] | CamserveError]
+    answers: dict[int, BatchResult[Result]] = field(default_factory=dict)
 
-    def answer(self, index: int, done: Done[Result]) -> None:
+    def answer(self, index: int, done: BatchResult[Result]) -> None:
         """One of its items has run; with the last of them the call is settled."""
         self.answers[index] = done
         if len(self.answers) == self.size:
@@ -41,7 +41,7 @@ class Call(Generic[Result]):
         """Its deadline has passed."""
         self.settle(DeadlineExceeded("The answer was not ready in time. Try again, with fewer images or a later deadline."))
 
-    def settle(self, outcome: list[Done[Result]] | CamserveError) -> None:
+    def settle(self, outcome: list[BatchResult[Result]] | CamserveError) -> None:
         """Answers the caller; only the first does."""
         if not self.future.done():
             self.future.set_result(outcome)

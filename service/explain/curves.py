@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.work import Evaluation
-from service.explain.answer import Prediction
+from service.engine.types import Evaluation
+from service.explain.results import Prediction
 from service.imaging.plots import INKS, Axes, Line, plot
 
 

@@ -13,17 +13,17 @@ from functools import partial
 from typing import Any, TypeVar
 
 from service.engine.methods import METHODS
-from service.engine.work import Evaluation, Outcome
+from service.engine.types import Evaluation, EngineResult
 from service.errors import DeadlineExceeded, ImageError, Overloaded, ParameterInvalid
-from service.explain.answer import Answer, Delivery, Encoded, MethodInfo, Subject, Timings
-from service.explain.cache import Found, Reuse, Source, worst
-from service.explain.calls import Done
-from service.explain.drawing import Drawn, document, draw, measure
+from service.explain.results import Answer, Delivery, Encoded, MethodInfo, ImageInput, Timings
+from service.explain.cache import CacheResult, CachePolicy, Source, worst
+from service.explain.calls import BatchResult
+from service.explain.render import RenderedImage, document, draw, measure
 from service.explain.inspection import draw_inspection, inspections
 from service.explain.options import Options
 from service.explain.plan import Plan
 from service.explain.registry import Registry
-from service.explain.seeing import Seen, check_effort, see
+from service.explain.preprocess import PreparedImage, check_effort, see
 from service.imaging.headers import Limits
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -32,15 +32,15 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class InferenceResult:
     """What the network said of each image, how that is drawn, and where it came from, if it may be remembered."""
 
-    done: Sequence[Done[Any]]
-    drawing: Sequence[Callable[[], Drawn]]
+    done: Sequence[BatchResult[Any]]
+    drawing: Sequence[Callable[[], RenderedImage]]
     source: Source | None = None
 
 
-Ask = Callable[[Plan, Sequence[Seen], float, threading.Event], Awaitable[Asked]]
+Ask = Callable[[Plan, Sequence[PreparedImage], float, threading.Event], Awaitable[InferenceResult]]
 
 
 class Explainer:
@@ -62,7 +62,7 @@ class Explainer:
         self._decoding = 0
 
     async def explain(
-        self, subjects: Sequence[Subject], options: Options, delivery: Delivery, deadline: float, reuse: Reuse = "use"
+        self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery, deadline: float, reuse: CachePolicy = "use"
     ) -> Answer:
         """Explains every subject.
 
@@ -80,13 +80,13 @@ class Explainer:
         plan.check_delivery()
         return await self._answer(plan, deadline, self._explained)
 
-    async def inspect(self, subjects: Sequence[Subject], options: Options, delivery: Delivery, deadline: float) -> Answer:
+    async def inspect(self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery, deadline: float) -> Answer:
         """Looks into layers for one class of every subject; as `explain`, without explanations. Nothing is remembered."""
         plan = self._plan(subjects, options, delivery, "off", explain=True)
         plan.check_inspection()
         return await self._answer(plan, deadline, self._inspected)
 
-    async def predict(self, subjects: Sequence[Subject], options: Options, deadline: float, reuse: Reuse = "use") -> Answer:
+    async def predict(self, subjects: Sequence[ImageInput], options: Options, deadline: float, reuse: CachePolicy = "use") -> Answer:
         """Predicts every subject; as `explain`, without explanations: the options that shape one are only checked."""
         return await self._answer(self._plan(subjects, options, "json", reuse, explain=False), deadline, self._explained)
 
@@ -94,17 +94,17 @@ class Explainer:
         """Every explanation method."""
         return [MethodInfo(m.name, m.family, m.cost, m.parameters, m.paper, m.summary) for m in METHODS.values()]
 
-    def _plan(self, subjects: Sequence[Subject], options: Options, delivery: Delivery, reuse: Reuse, *, explain: bool) -> Plan:
+    def _plan(self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery, reuse: CachePolicy, *, explain: bool) -> Plan:
         """Everything that can be known, and refused, before a byte is decoded."""
         model = self._registry.get(options.model)
         method = model.network.method(options.method)
-        tuning = method.tune(options.tuning)
+        parameters = method.resolve_parameters(options.parameters)
         model.network.check_layers(options.layer)
         if options.layer and not method.layered:
             raise ParameterInvalid(f"layer: {method.name} explains the whole network, not a layer. Leave it out.")
         most = self._settings.max_classes_per_image
         wanted = tuple(model.wanted(subject.targets, explain=explain, most=most) for subject in subjects)
-        return Plan(model, method if explain else METHODS["gradcam"], tuning, tuple(subjects), wanted, options, delivery, reuse)
+        return Plan(model, method if explain else METHODS["gradcam"], parameters, tuple(subjects), wanted, options, delivery, reuse)
 
     async def _answer(self, plan: Plan, deadline: float, ask: Ask) -> Answer:
         model, options = plan.model, plan.options
@@ -140,7 +140,7 @@ class Explainer:
             cache=asked.source,
         )
 
-    async def _explained(self, plan: Plan, seen: Sequence[Seen], deadline: float, abandoned: threading.Event) -> Asked:
+    async def _explained(self, plan: Plan, seen: Sequence[PreparedImage], deadline: float, abandoned: threading.Event) -> InferenceResult:
         """Maps of every image, measured where that is asked for."""
         found = await self._outcomes(plan, seen, deadline, abandoned)
         done = [one.done for one in found]
@@ -155,13 +155,13 @@ class Explainer:
             partial(draw, image, item.value, asked, plan.model, plan.options, plan.delivery, abandoned, evaluations)
             for image, item, asked, evaluations in zip(seen, done, plan.wanted, measured, strict=True)
         ]
-        return Asked(done, drawing, worst(found) if plan.model.cache.enabled else None)
+        return InferenceResult(done, drawing, worst(found) if plan.model.cache.enabled else None)
 
-    async def _outcomes(self, plan: Plan, seen: Sequence[Seen], deadline: float, abandoned: threading.Event) -> list[Found]:
+    async def _outcomes(self, plan: Plan, seen: Sequence[PreparedImage], deadline: float, abandoned: threading.Event) -> list[CacheResult]:
         """What the network says of every image; it is asked only what it has not said before."""
         works = plan.works(seen, abandoned)
 
-        async def compute(chosen: Sequence[int]) -> list[Done[Outcome]]:
+        async def compute(chosen: Sequence[int]) -> list[BatchResult[EngineResult]]:
             return await plan.lane.submit([works[index] for index in chosen], deadline=deadline)
 
         cache = plan.model.cache
@@ -171,7 +171,7 @@ class Explainer:
                 self._metrics.cache_requests.labels(one.source).inc()
         return found
 
-    async def _inspected(self, plan: Plan, seen: Sequence[Seen], deadline: float, abandoned: threading.Event) -> Asked:
+    async def _inspected(self, plan: Plan, seen: Sequence[PreparedImage], deadline: float, abandoned: threading.Event) -> InferenceResult:
         """Layers for every image."""
         jobs = [partial(plan.model.network.inspect, one) for one in inspections(plan, seen, abandoned)]
         done = await plan.model.aside(jobs, deadline)
@@ -179,7 +179,7 @@ class Explainer:
             partial(draw_inspection, image, item.value, asked, plan.model, plan.options, plan.delivery)
             for image, item, asked in zip(seen, done, plan.wanted, strict=True)
         ]
-        return Asked(done, drawing)
+        return InferenceResult(done, drawing)
 
     @contextmanager
     def _admitted(self, plan: Plan) -> Iterator[None]:
@@ -197,11 +197,11 @@ class Explainer:
         finally:
             self._decoding -= count
 
-    async def _decode(self, plan: Plan) -> list[Seen]:
+    async def _decode(self, plan: Plan) -> list[PreparedImage]:
         """Every subject decoded and prepared; the first that cannot be fails the request and says which it was."""
         count = len(plan.subjects)
 
-        async def one(number: int, subject: Subject) -> Seen:
+        async def one(number: int, subject: ImageInput) -> PreparedImage:
             try:
                 return await self._in_thread(see, subject.data, self._limits, plan.model, plan.options.fit, plan.drawn)
             except ImageError as error:
@@ -212,8 +212,8 @@ class Explainer:
         return await asyncio.gather(*(one(number, subject) for number, subject in enumerate(plan.subjects, 1)))
 
     async def _drawn(
-        self, drawing: Sequence[Callable[[], Drawn]], options: Options, delivery: Delivery
-    ) -> tuple[Sequence[Drawn], Encoded | None]:
+        self, drawing: Sequence[Callable[[], RenderedImage]], options: Options, delivery: Delivery
+    ) -> tuple[Sequence[RenderedImage], Encoded | None]:
         """Every image's part, each in a thread of its own, and the document; of one image both at once, in one thread."""
         if len(drawing) == 1:
             return await self._in_thread(lambda: ((drawn := [drawing[0]()]), document(drawn, options, delivery)))

@@ -8,23 +8,23 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.work import Inspected, Inspection, LayerView
-from service.explain import answer
-from service.explain.answer import Delivery, Encoded, ImageResult
-from service.explain.drawing import Drawn
-from service.explain.model import Model, Reading, Wanted
+from service.engine.types import Inspected, Inspection, LayerStatistics
+from service.explain import results
+from service.explain.results import Delivery, Encoded, ImageResult
+from service.explain.render import RenderedImage
+from service.explain.model import Model, ClassScores, ClassSelection
 from service.explain.options import Options
 from service.explain.plan import Plan
-from service.explain.seeing import Seen
+from service.explain.preprocess import PreparedImage
 from service.imaging import colors
-from service.imaging.encode import encode_picture
+from service.imaging.encode import encode_image
 from service.imaging.tiles import Section, Tile, tile_sheet
 
 COLUMNS = 8
 COLOR_MAP = "viridis"  # unless another is asked for
 
 
-def inspections(plan: Plan, seen: Sequence[Seen], abandoned: threading.Event) -> list[Inspection]:
+def inspections(plan: Plan, seen: Sequence[PreparedImage], abandoned: threading.Event) -> list[Inspection]:
     """What the network is asked, for each image."""
     return [
         Inspection(
@@ -40,10 +40,10 @@ def inspections(plan: Plan, seen: Sequence[Seen], abandoned: threading.Event) ->
 
 
 def draw_inspection(
-    seen: Seen, inspected: Inspected, wanted: Wanted, model: Model, options: Options, delivery: Delivery
-) -> Drawn:
+    seen: PreparedImage, inspected: Inspected, wanted: ClassSelection, model: Model, options: Options, delivery: Delivery
+) -> RenderedImage:
     """One image's part of the answer, with the sheet where a picture is asked for."""
-    reading = Reading(inspected.logits, model.labels, model.card.labels.activation)
+    reading = ClassScores(inspected.logits, model.labels, model.card.labels.activation)
     found = answer.Inspected(
         reading.of(inspected.class_id), None if wanted.versus is None else reading.of(wanted.versus), inspected.layers
     )
@@ -53,11 +53,11 @@ def draw_inspection(
         label = found.prediction.label
         sheet = tile_sheet([_section(view, label, options) for view in inspected.layers], columns=COLUMNS)
         height, width, _ = sheet.shape
-        picture = Encoded(f"image/{delivery}", width, height, encode_picture(sheet, delivery))
-    return Drawn(ImageResult(seen.info, reading.best(wanted.listed), (), found), overlay=picture)
+        picture = Encoded(f"image/{delivery}", width, height, encode_image(sheet, delivery))
+    return RenderedImage(ImageResult(seen.info, reading.best(wanted.listed), (), found), overlay=picture)
 
 
-def _section(view: LayerView, label: str, options: Options) -> Section:
+def _section(view: LayerStatistics, label: str, options: Options) -> Section:
     channels, rows, columns = view.shape
     return Section(
         f"{view.layer}   {channels} x {rows} x {columns}",

@@ -11,17 +11,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.card import Activation, Card
+from service.engine.cards.card import Activation, Card
 from service.engine.device import Device
-from service.engine.labels import LabelSet, read_labels
+from service.engine.cards.labels import LabelSet, read_labels
 from service.engine.network import Network
-from service.engine.runtimes import Plan
-from service.engine.work import Inspected, Outcome, Work
+from service.engine.runtimes import RuntimeOptions
+from service.engine.types import LayerStatisticsResult, EngineResult, EngineRequest
 from service.errors import ConfigurationError, ParameterInvalid
-from service.explain.answer import ModelIdentity, ModelInfo, Prediction
+from service.explain.results import ModelIdentity, ModelInfo, Prediction
 from service.explain.batcher import Batcher
 from service.explain.cache import Cache
-from service.explain.calls import Done
+from service.explain.calls import BatchResult
 from service.explain.options import Targets
 from service.imaging.geometry import InputSpec
 from service.settings import Settings
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ClassSelection:
     """The classes of one image, found: `classes` in order, or the `best` so many where none was named."""
 
     classes: tuple[int, ...]
@@ -40,7 +40,7 @@ class Wanted:
     listed: int
 
 
-class Reading:
+class ClassScores:
     """An image's logits, float32 ``[classes]``, read with the model's labels.
 
     Args:
@@ -98,7 +98,7 @@ class Model:
             card.name, card.version, network.digest, network.precision, network.engine, network.device
         )
         self.cache = Cache(settings.cache_entries, settings.cache_bytes)
-        self.batcher: Batcher[Work, Outcome] = Batcher(
+        self.batcher: Batcher[EngineRequest, EngineResult] = Batcher(
             network.run,
             name=card.name,
             max_batch_size=self.max_batch_size,
@@ -111,7 +111,7 @@ class Model:
         self._users = 0
         self._idle = asyncio.Event()
         # What takes long runs one at a time, beside the batches, and steps aside for them.
-        self.slow_batcher: Batcher[Work, Outcome] = Batcher(
+        self.slow_batcher: Batcher[EngineRequest, EngineResult] = Batcher(
             network.run_slowly, name=f"{card.name} slow", max_batch_size=1, max_queue_size=settings.max_queue_size
         )
 
@@ -130,7 +130,7 @@ class Model:
             ConfigurationError: the card cannot be fulfilled.
         """
         labels = read_labels(card)
-        plan = Plan(settings.engine, settings.precision, settings.engine_threads, settings.replicas)
+        plan = RuntimeOptions(settings.engine, settings.precision, settings.engine_threads, settings.replicas)
         network = Network.load(card, device, plan, random_weights=settings.random_weights)
         if network.classes == 1:
             raise ConfigurationError(
@@ -152,7 +152,7 @@ class Model:
         await self._jobs.start()
         blank = np.zeros((self.spec.height, self.spec.width, 3), np.uint8)
         try:
-            await self.batcher.submit([Work(blank)], deadline=asyncio.get_running_loop().time() + 60)
+            await self.batcher.submit([EngineRequest(blank)], deadline=asyncio.get_running_loop().time() + 60)
         except BaseException:
             await self.close()
             raise
@@ -179,12 +179,12 @@ class Model:
         """Whether the workers are there to answer."""
         return self.batcher.alive and self.slow_batcher.alive and self._jobs.alive
 
-    async def aside(self, jobs: Sequence[Callable[[], T]], deadline: float) -> list[Done[T]]:
+    async def aside(self, jobs: Sequence[Callable[[], T]], deadline: float) -> list[BatchResult[T]]:
         """Runs what is no batch, one at a time in a thread of its own; as `Batcher.submit`, with the same errors."""
-        done: list[Done[T]] = await self._jobs.submit(jobs, deadline=deadline)
+        done: list[BatchResult[T]] = await self._jobs.submit(jobs, deadline=deadline)
         return done
 
-    def wanted(self, targets: Targets, *, explain: bool, most: int) -> Wanted:
+    def wanted(self, targets: Targets, *, explain: bool, most: int) -> ClassSelection:
         """Which classes an image's targets mean.
 
         Raises:
@@ -193,19 +193,19 @@ class Model:
         """
         listed = min(targets.top_k or 5, len(self.labels))
         if not explain:
-            return Wanted((), 0, None, listed)
+            return ClassSelection((), 0, None, listed)
         classes = (*map(self.labels.check, targets.class_id), *map(self.labels.find, targets.class_name))
         best = 0 if classes else min(targets.top_k or 1, len(self.labels))
         if max(len(classes), best) > most:
             raise ParameterInvalid(f"class_id, class_name, top_k: at most {most} classes of an image are explained at once.")
         against = targets.versus
         if against is None:
-            return Wanted(classes, best, None, listed)
-        return Wanted(
+            return ClassSelection(classes, best, None, listed)
+        return ClassSelection(
             classes, best, self.labels.find(against) if isinstance(against, str) else self.labels.check(against), listed
         )
 
-    def identity_of(self, outcomes: Sequence[Outcome | Inspected]) -> ModelIdentity:
+    def identity_of(self, outcomes: Sequence[EngineResult | LayerStatisticsResult]) -> ModelIdentity:
         """The model's identity, with what computed these outcomes; pictures of several sizes may have met several engines."""
         engine, precision = (
             ", ".join(sorted({getattr(outcome, name) for outcome in outcomes})) for name in ("engine", "precision")

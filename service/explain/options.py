@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from service.engine.work import Tuning
+from service.engine.types import MethodParameters
 
 ColorMap = Literal[
     "none", "autumn", "bone", "jet", "winter", "rainbow", "ocean", "summer", "spring", "cool", "hsv", "pink", "hot", "parula",
@@ -94,9 +94,9 @@ class Tunings(BaseModel):
     rivals: int | None = Field(None, ge=1, le=16, description="How many of the most similar classes to compare with.")
 
     @property
-    def tuning(self) -> Tuning:
+    def parameters(self) -> MethodParameters:
         """The parameters, as the engine takes them."""
-        return Tuning(**{name: getattr(self, name) for name in Tunings.model_fields})
+        return MethodParameters(**{name: getattr(self, name) for name in Tunings.model_fields})
 
 
 class Options(Targets, Tunings):

@@ -6,16 +6,16 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.engine.examination import PASSES_PER_MAP
+from service.engine.evaluation.faithfulness import PASSES_PER_MAP
 from service.engine.methods.method import Method
-from service.engine.work import Outcome, Tuning, Work
+from service.engine.types import EngineResult, MethodParameters, EngineRequest
 from service.errors import DeadlineExceeded, NotAcceptable, ParameterInvalid
-from service.explain.answer import Delivery, Subject
+from service.explain.results import Delivery, ImageInput
 from service.explain.batcher import Batcher
-from service.explain.cache import Key, Reuse
-from service.explain.model import Model, Wanted
+from service.explain.cache import CacheKey, CachePolicy
+from service.explain.model import Model, ClassSelection
 from service.explain.options import Fit, Options
-from service.explain.seeing import Seen, Size
+from service.explain.preprocess import PreparedImage, Size
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Plan:
 
     model: Model
     method: Method
-    tuning: Tuning
-    subjects: tuple[Subject, ...]
-    wanted: tuple[Wanted, ...]
+    parameters: MethodParameters
+    subjects: tuple[ImageInput, ...]
+    wanted: tuple[ClassSelection, ...]
     options: Options
     delivery: Delivery
-    reuse: Reuse = "use"
+    reuse: CachePolicy = "use"
 
     @property
     def fit(self) -> Fit:
@@ -42,7 +42,7 @@ class Plan:
         return self.method.cost == "many forwards" or self.fit == "native"
 
     @property
-    def lane(self) -> Batcher[Work, Outcome]:
+    def lane(self) -> Batcher[EngineRequest, EngineResult]:
         """The worker that runs it."""
         return self.model.slow_batcher if self.slow else self.model.batcher
 
@@ -63,25 +63,25 @@ class Plan:
         pictures = self.options.overlay if self.delivery == "json" else self.delivery != "npy"
         return self.options.size if self.explains and pictures else None
 
-    def works(self, seen: Sequence[Seen], abandoned: threading.Event) -> list[Work]:
+    def works(self, seen: Sequence[PreparedImage], abandoned: threading.Event) -> list[EngineRequest]:
         """What the network is asked; for predictions alone without a layer, so that they share any batch."""
         return [
-            Work(
+            EngineRequest(
                 image.pixels,
                 asked.classes,
                 asked.best,
                 asked.versus,
                 self.method.name,
                 self.options.layer if asked.classes or asked.best else (),
-                self.tuning,
+                self.parameters,
                 abandoned,
             )
             for image, asked in zip(seen, self.wanted, strict=True)
         ]
 
-    def keys(self, seen: Sequence[Seen], works: Sequence[Work]) -> list[Key]:
+    def keys(self, seen: Sequence[PreparedImage], works: Sequence[EngineRequest]) -> list[CacheKey]:
         """What the outcomes are known by, for each image."""
-        return [Key.of(work, image.sha256, self.fit, image.picture.shrunk) for image, work in zip(seen, works, strict=True)]
+        return [CacheKey.of(work, image.sha256, self.fit, image.picture.shrunk) for image, work in zip(seen, works, strict=True)]
 
     def check_delivery(self) -> None:
         """Refuses to show several explanations as one.
@@ -118,7 +118,7 @@ class Plan:
         """
         maps = [len(asked.classes) or asked.best for asked in self.wanted]
         layers = len(self.options.layer or self.model.network.default_layers) if self.method.layered else 1
-        passes = sum(self.method.passes(self.tuning) * count * layers for count in maps)
+        passes = sum(self.method.passes(self.parameters) * count * layers for count in maps)
         if self.evaluates:
             passes += sum(PASSES_PER_MAP * (count + 2) for count in maps)  # two baselines for each image
         needed = passes * self.model.network.seconds_per_image

@@ -10,10 +10,10 @@ from functools import partial
 
 import structlog
 
-from service.engine.card import Card, read_cards
+from service.engine.cards.card import Card, read_cards
 from service.engine.device import give_back, prepare
 from service.errors import ConfigurationError, ModelNotFound, ModelUnhealthy, NotReady
-from service.explain.answer import ModelInfo
+from service.explain.results import ModelInfo
 from service.explain.model import Model
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -21,7 +21,7 @@ from service.telemetry import Metrics
 log = structlog.get_logger(__name__)
 
 
-class State(StrEnum):
+class ModelState(StrEnum):
     """Of a card's model."""
 
     AVAILABLE = "available"
@@ -46,7 +46,7 @@ class Registry:
                 raise ConfigurationError(
                     f"models: there is no card {name!r} in {settings.models_dir}; cards: {', '.join(self._cards)}"
                 )
-        self._states = {name: State.LOADING if name in settings.models else State.AVAILABLE for name in self._cards}
+        self._states = {name: ModelState.LOADING if name in settings.models else ModelState.AVAILABLE for name in self._cards}
         self._errors: dict[str, str] = {}
         self._models: dict[str, Model] = {}
         self._dismissed: set[str] = set()
@@ -66,7 +66,7 @@ class Registry:
     @property
     def failed(self) -> bool:
         """Whether a model asked for at start could not be loaded."""
-        return any(self._states[name] is State.FAILED for name in self._settings.models)
+        return any(self._states[name] is ModelState.FAILED for name in self._settings.models)
 
     async def start(self) -> None:
         """Loads every model asked for, each in a thread of its own.
@@ -119,11 +119,11 @@ class Registry:
         if self._alive(name):
             return self._models[name]
         match self._states.get(name):
-            case State.READY:
+            case ModelState.READY:
                 raise ModelUnhealthy("This model has stopped working. Try again later.", retry_after_s=5)
-            case State.FAILED:
+            case ModelState.FAILED:
                 raise ModelUnhealthy("This model could not be loaded; GET /models tells why.", retry_after_s=5)
-            case State.LOADING:
+            case ModelState.LOADING:
                 raise NotReady("This model is still loading. Try again in a moment; GET /readyz tells when.", retry_after_s=2)
             case _:
                 raise ModelNotFound(f"No such model is served here. Models served: {', '.join(self._models)}.")
@@ -141,7 +141,7 @@ class Registry:
         """
         if self._alive(name):
             return self._models[name].describe()
-        if self._states.get(name) is State.READY:
+        if self._states.get(name) is ModelState.READY:
             return replace(self._models[name].describe(), state="failed", error="It has stopped working; see the log.")
         card = self._card(name)
         return ModelInfo(
@@ -185,7 +185,7 @@ class Registry:
     async def _load(self, name: str) -> None:
         if self._alive(name):
             return
-        self._states[name] = State.LOADING
+        self._states[name] = ModelState.LOADING
         self._errors.pop(name, None)
         self._measure(name)
         card, settings = self._cards[name], self._settings
@@ -198,16 +198,16 @@ class Registry:
             model = await asyncio.to_thread(Model.load, card, device, settings, self._metrics)
             await model.start()
         except Exception as error:
-            self._states[name] = State.FAILED
+            self._states[name] = ModelState.FAILED
             self._errors[name] = str(error) if isinstance(error, ConfigurationError) else "It could not be loaded; see the log."
             raise
         self._models[name] = model
-        self._states[name] = State.READY
+        self._states[name] = ModelState.READY
         self._dismissed.discard(name)
         log.info("model ready", model=name, seconds=round(loop.time() - started, 2), device=model.network.device)
 
     async def _unload(self, name: str) -> None:
-        self._states[name] = State.AVAILABLE
+        self._states[name] = ModelState.AVAILABLE
         self._errors.pop(name, None)
         model = self._models.pop(name, None)
         if model is None:
@@ -225,4 +225,4 @@ class Registry:
         return self._models[name].cache.nbytes if name in self._models else 0
 
     def _alive(self, name: str) -> bool:
-        return self._states.get(name) is State.READY and self._models[name].alive
+        return self._states.get(name) is ModelState.READY and self._models[name].alive

@@ -44,7 +44,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class DecodedImage:
     """A decoded picture.
 
     Attributes:
@@ -62,7 +62,7 @@ class Picture:
     shrunk: int = 1
 
 
-def decode(data: bytes, limits: Limits, spare: Callable[[int, int], float] = lambda _width, _height: 1.0) -> Picture:
+def decode(data: bytes, limits: Limits, spare: Callable[[int, int], float] = lambda _width, _height: 1.0) -> DecodedImage:
     """Decode a whole file. Safe to call from many threads at once.
 
     Args:
@@ -86,7 +86,7 @@ def decode(data: bytes, limits: Limits, spare: Callable[[int, int], float] = lam
         canvas = np.full((header.height, header.width, 3), _WHITE, np.uint8)
         canvas[top:bottom, left:right] = rgb
         rgb = canvas
-    return Picture(np.ascontiguousarray(_upright(rgb, header.orientation)), header.format, width, height, shrunk)
+    return DecodedImage(np.ascontiguousarray(_upright(rgb, header.orientation)), header.format, width, height, shrunk)
 
 
 def _shrinkage(header: Header, spare: float) -> int:

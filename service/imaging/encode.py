@@ -19,7 +19,7 @@ _WEBP_METHOD: Final = 0  # at quality 90 a third of the time of the default, for
 _WEBP_SIDE: Final = 16_383
 
 
-def encode_picture(rgb: NDArray[np.uint8], media: Media) -> bytes:
+def encode_image(rgb: NDArray[np.uint8], media: Media) -> bytes:
     """Encode a picture, uint8 ``[H, W, 3]`` RGB; JPEG and WebP at quality 90.
 
     Raises:

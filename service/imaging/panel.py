@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from service.imaging.sheet import GREY, INK, Pen, paste
+from service.imaging.sheet import GREY, INK, SheetWriter, paste
 
 _MAX_PIXELS: Final = 16_000_000
 _MAX_SIDE: Final = 16_000
 _CELL_WIDTHS: Final = (240, 800)  # pictures are brought into this range
 _TALLEST: Final = 1.5  # a cell's height over its width, at most
-_HEADINGS: Final = ("Picture", "Heatmap", "Overlay")
+_HEADINGS: Final = ("DecodedImage", "Heatmap", "Overlay")
 
 # Lengths in pixels before the sheet is scaled to its bound.
 _MARGIN, _GAP, _BETWEEN_ROWS = 28, 14, 26
@@ -26,7 +26,7 @@ _HEADING_HEIGHT, _CAPTION_HEIGHT, _FOOT_HEIGHT, _BAR_HEIGHT = 38, 56, 44, 10
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PanelRow:
     """One class: three uint8 ``[H, W, 3]`` pictures of one size, a caption and a small grey second line."""
 
     rgb: NDArray[np.uint8]
@@ -37,7 +37,7 @@ class Row:
 
 
 def contact_sheet(
-    rows: Sequence[Row], *, bar: NDArray[np.uint8] | None = None, bar_ends: tuple[str, str] = ("low", "high")
+    rows: Sequence[PanelRow], *, bar: NDArray[np.uint8] | None = None, bar_ends: tuple[str, str] = ("low", "high")
 ) -> NDArray[np.uint8]:
     """Lay the rows out on white.
 
@@ -56,7 +56,7 @@ def contact_sheet(
     scale = min(1.0, math.sqrt(_MAX_PIXELS / (full_width * full_height)), _MAX_SIDE / full_height)
     # Whole pixels are reached by rounding down, so that the sum of the parts keeps to the bound.
     sheet = Image.new("RGB", (int(full_width * scale), int(full_height * scale)), "white")
-    pen = Pen(ImageDraw.Draw(sheet), scale)
+    pen = SheetWriter(ImageDraw.Draw(sheet), scale)
     columns = [_MARGIN + index * (width + _GAP) for index in range(3)]
     for left, heading in zip(columns, _HEADINGS, strict=True):
         pen.write(left, _MARGIN, heading, _HEADING_SIZE, GREY, width)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from service.imaging.sheet import GREY, INK, LINE, Pen
+from service.imaging.sheet import GREY, INK, LINE, SheetWriter
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; then again, in the same order.
 INKS: Final = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
@@ -66,7 +66,7 @@ def plot(axes: Sequence[Axes], *, title: str, note: str) -> NDArray[np.uint8]:
     for one, corner, top in zip(axes, corners, tops, strict=True):
         _field(canvas, one, corner, top)
     sheet = Image.fromarray(canvas)
-    pen = Pen(ImageDraw.Draw(sheet), 1)
+    pen = SheetWriter(ImageDraw.Draw(sheet), 1)
     pen.write(_MARGIN, _MARGIN, title, _TITLE_SIZE, INK, width - 2 * _MARGIN)
     pen.write(_MARGIN, _MARGIN + 30, note, _SIZE, GREY, width - 2 * _MARGIN)
     for one, corner, top in zip(axes, corners, tops, strict=True):
@@ -102,7 +102,7 @@ def _field(canvas: NDArray[np.uint8], axes: Axes, corner: tuple[int, int], top: 
         cv2.line(canvas, (left, base), end, GREY, 1)
 
 
-def _words(pen: Pen, axes: Axes, corner: tuple[int, int], top: float) -> None:
+def _words(pen: SheetWriter, axes: Axes, corner: tuple[int, int], top: float) -> None:
     left, above = corner
     pen.write(left, above - 26, axes.title, _SIZE, INK, _WIDTH)
     for tick in range(_TICKS + 1):

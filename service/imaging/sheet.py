@@ -15,7 +15,7 @@ GREY: Final = (118, 118, 118)
 LINE: Final = (222, 222, 222)
 
 
-class Pen:
+class SheetWriter:
     """Writes single lines, cut short where they would leave their place."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, scale: float) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from service.imaging.sheet import GREY, INK, Pen, paste
+from service.imaging.sheet import GREY, INK, SheetWriter, paste
 
 _MAX_PIXELS: Final = 16_000_000
 _MAX_SIDE: Final = 16_000
@@ -60,7 +60,7 @@ def tile_sheet(sections: Sequence[Section], *, columns: int, width: int = 180) -
     )
     scale = min(1.0, math.sqrt(_MAX_PIXELS / (full_width * full_height)), _MAX_SIDE / full_height)
     sheet = Image.new("RGB", (int(full_width * scale), int(full_height * scale)), "white")
-    pen = Pen(ImageDraw.Draw(sheet), scale)
+    pen = SheetWriter(ImageDraw.Draw(sheet), scale)
     top = float(_MARGIN)
     for section, height, count in zip(sections, heights, lines, strict=True):
         pen.write(_MARGIN, top, section.title, _TITLE_SIZE, INK, full_width - 2 * _MARGIN)

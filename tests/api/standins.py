@@ -16,26 +16,26 @@ from starlette.types import Message
 from service.api.negotiation import MEDIA_TYPES
 from service.api.services import services_of
 from service.app import create_app
-from service.engine.work import Channel, Histogram
+from service.engine.types import Channel, Histogram
 from service.errors import ModelNotFound
-from service.explain.answer import (
+from service.explain.results import (
     Answer,
     Delivery,
     Encoded,
     Explanation,
     ImageInfo,
     ImageResult,
-    Inspected,
+    Inspection,
     LayerInfo,
-    LayerView,
+    LayerStatistics,
     MethodInfo,
     ModelIdentity,
     ModelInfo,
     Prediction,
-    Subject,
+    ImageInput,
     Timings,
 )
-from service.explain.cache import Reuse, Source
+from service.explain.cache import CachePolicy, CacheStatus
 from service.explain.explainer import Explainer
 from service.explain.options import Options
 from service.explain.registry import Registry
@@ -48,16 +48,16 @@ MODEL = "efficientnet_lite0"
 class StandInExplainer:
     """Answers at once, from what it was given alone; remembers what it was asked."""
 
-    calls: list[tuple[tuple[Subject, ...], Options, Delivery | None, float]] = field(default_factory=list)
-    reuses: list[Reuse] = field(default_factory=list)
-    source: Source | None = None
+    calls: list[tuple[tuple[ImageInput, ...], Options, Delivery | None, float]] = field(default_factory=list)
+    reuses: list[CachePolicy] = field(default_factory=list)
+    source: CacheStatus | None = None
     fail_with: BaseException | None = None
     wait: asyncio.Event | None = None
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: bool = False
 
     @property
-    def subjects(self) -> tuple[Subject, ...]:
+    def subjects(self) -> tuple[ImageInput, ...]:
         return self.calls[-1][0]
 
     @property
@@ -69,7 +69,7 @@ class StandInExplainer:
         return self.calls[-1][2]
 
     async def explain(
-        self, subjects: Sequence[Subject], options: Options, delivery: Delivery, deadline: float, reuse: Reuse = "use"
+        self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery, deadline: float, reuse: CachePolicy = "use"
     ) -> Answer:
         self.reuses.append(reuse)
         await self._work(subjects, options, delivery, deadline)
@@ -77,7 +77,7 @@ class StandInExplainer:
         document = None if delivery == "json" else Encoded(MEDIA_TYPES[delivery], 2, 1, b"a picture")
         return Answer(_identity(options), results, Timings(1.0, 0.25, 2.5, 0.5, 4.25), len(subjects), document, self.source)
 
-    async def predict(self, subjects: Sequence[Subject], options: Options, deadline: float, reuse: Reuse = "use") -> Answer:
+    async def predict(self, subjects: Sequence[ImageInput], options: Options, deadline: float, reuse: CachePolicy = "use") -> Answer:
         self.reuses.append(reuse)
         await self._work(subjects, options, None, deadline)
         results = tuple(
@@ -85,11 +85,11 @@ class StandInExplainer:
         )
         return Answer(_identity(options), results, Timings(1.0, 0.25, 2.5, 0.0, 3.75), len(subjects))
 
-    async def inspect(self, subjects: Sequence[Subject], options: Options, delivery: Delivery, deadline: float) -> Answer:
+    async def inspect(self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery, deadline: float) -> Answer:
         await self._work(subjects, options, delivery, deadline)
         results = tuple(_result(subject, options) for subject in subjects)
         inspected = tuple(
-            replace(one, explanations=(), inspection=Inspected(one.predictions[0], None, (_layer_view(),))) for one in results
+            replace(one, explanations=(), inspection=Inspection(one.predictions[0], None, (_layer_view(),))) for one in results
         )
         document = None if delivery == "json" else Encoded(MEDIA_TYPES[delivery], 2, 1, b"a sheet")
         return Answer(_identity(options), inspected, Timings(1.0, 0.25, 2.5, 0.5, 4.25), len(subjects), document)
@@ -97,7 +97,7 @@ class StandInExplainer:
     def methods(self) -> list[MethodInfo]:
         return [MethodInfo("gradcam", "activations and gradient", "head", ("layer",), "arXiv:1610.02391", "Grad-CAM.")]
 
-    async def _work(self, subjects: Sequence[Subject], options: Options, delivery: Delivery | None, deadline: float) -> None:
+    async def _work(self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery | None, deadline: float) -> None:
         self.calls.append((tuple(subjects), options, delivery, deadline))
         self.asked.set()
         if self.fail_with is not None:
@@ -141,7 +141,7 @@ def _identity(options: Options) -> ModelIdentity:
     return ModelIdentity(options.model or MODEL, "1", "sha256:00", "fp32", "torch", "cpu")
 
 
-def _result(subject: Subject, options: Options) -> ImageResult:
+def _result(subject: ImageInput, options: Options) -> ImageResult:
     image = ImageInfo(451, 300, "png", hashlib.sha256(subject.data).hexdigest())
     tiger_cat = Prediction(282, "tiger cat", "n02123159", 0.39, 9.1)
     named = [Prediction(index, f"class {index}, élan", None, 0.25, 1.5) for index in subject.targets.class_id]
@@ -156,9 +156,9 @@ def _result(subject: Subject, options: Options) -> ImageResult:
     return ImageResult(image, (tiger_cat,), explanations)
 
 
-def _layer_view() -> LayerView:
+def _layer_view() -> LayerStatistics:
     histogram = Histogram((-1.0, 0.0, 1.0), (3, 4))
-    return LayerView(
+    return LayerStatistics(
         "bn2", (8, 7, 7), 0.0, 0.5, 3.0, histogram, histogram, (Channel(5, -0.5, 0.25),), np.zeros((1, 7, 7), np.float32)
     )
 

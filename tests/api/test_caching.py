@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from service.app import create_app
-from tests import pictures as make
+from tests import images as make
 from tests.api.standins import StandInExplainer, client_of
 from tests.explain.world import load_small, small_settings, until
 

@@ -24,7 +24,7 @@ from service.api.schemas import Problem
 from service.app import create_app
 from service.explain.options import ColorMap, Fit, Format, HeatmapEncoding, OverlayType, Polarity, Scale
 from service.settings import Settings
-from tests import pictures as make
+from tests import images as make
 from tests.conftest import Running
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from service.api.schemas import ExplainResponse, Problem
-from tests import pictures as make
+from tests import images as make
 from tests.conftest import Running
 from tests.hostile import CATALOGUE, Case
 from tests.photographs import ALL

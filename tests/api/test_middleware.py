@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.middleware import PUBLIC_PATHS, RequestContext
+from service.api.middleware import PUBLIC_PATHS, RequestLogMiddleware
 from service.api.services import Lifecycle
 from service.telemetry import Metrics
 from tests.api.standins import StandInExplainer, client_of, make_app, speak
@@ -123,7 +123,7 @@ async def test_an_answer_that_fails_half_way_is_not_hidden() -> None:
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
     with pytest.raises(RuntimeError, match="half way"):
-        await RequestContext(broken, Metrics(), Lifecycle())(scope, receive, send)
+        await RequestLogMiddleware(broken, Metrics(), Lifecycle())(scope, receive, send)
     assert len(sent) == 1
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from service.api.negotiation import OFFERS, negotiate
 from service.errors import NotAcceptable
-from service.explain.answer import Delivery
+from service.explain.results import Delivery
 from tests.api.standins import StandInExplainer
 
 EXPLAIN, PREDICT = OFFERS["explain"], OFFERS["predict"]

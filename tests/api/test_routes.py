@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from service.api.services import services_of
-from service.api.watching import unless_gone
+from service.api.disconnect import cancel_on_disconnect
 from tests.api.standins import StandInExplainer, StandInRegistry, client_of, make_app, speak
 
 pytestmark = pytest.mark.anyio
@@ -117,7 +117,7 @@ async def test_unless_gone_cancels_when_it_is_cancelled_itself() -> None:
         await never.wait()
         return {}
 
-    task = asyncio.create_task(unless_gone(receive, work()))
+    task = asyncio.create_task(cancel_on_disconnect(receive, work()))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -17,11 +17,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.settings import Settings
-from tests.bench import codecs, engine, http, machine, remembered, start
+from tests.bench import codecs, engine, http, machine, cache, start
 from tests.bench.report import Row, Skipped, table
-from tests.bench.timing import Plan
+from tests.bench.timing import Schedule
 
-GROUPS: dict[str, tuple[set[str], Callable[[Plan, set[str]], Iterator[Row | Skipped]]]] = {
+GROUPS: dict[str, tuple[set[str], Callable[[Schedule, set[str]], Iterator[Row | Skipped]]]] = {
     "codecs": ({"P8"}, codecs.measure),
     "engine": ({"P1", "P2", "P3", "P9", "P11"}, engine.measure),
     "start": ({"P10"}, start.measure),
@@ -43,7 +43,7 @@ def main(
     if wanted - KNOWN:
         raise typer.BadParameter(f"no such row: {', '.join(sorted(wanted - KNOWN))}; there are {', '.join(sorted(KNOWN))}")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    plan = Plan(rounds or (2 if quick else 5), quick)
+    plan = Schedule(rounds or (2 if quick else 5), quick)
     out = Console(width=None if Console().is_terminal else 200)
     facts = machine.describe()
     described = Table.grid(padding=(0, 2))

@@ -13,15 +13,15 @@ from PIL import Image
 
 from service.imaging.overlay import compose
 from service.imaging.png import encode_png
-from tests.bench.picture import pixels
+from tests.bench.image import pixels
 from tests.bench.report import Row, Side, Target
-from tests.bench.timing import Plan, columns, ratios, rounds, seconds_of
+from tests.bench.timing import Schedule, columns, ratios, rounds, seconds_of
 
 SPAN_S = 0.6
 SIZES = ((500, 375), (1600, 1200))
 
 
-def measure(plan: Plan, wanted: set[str]) -> Iterator[Row]:
+def measure(plan: Schedule, wanted: set[str]) -> Iterator[Row]:
     """P8, for a small and a large picture."""
     if "P8" not in wanted:
         return
@@ -38,7 +38,7 @@ def overlay(width: int, height: int) -> NDArray[np.uint8]:
     return compose(rgb, hill, region=region, color_map=None, alpha=0.5, overlay_type="original", signed=False)
 
 
-def against(picture: NDArray[np.uint8], plan: Plan) -> Iterator[Row]:
+def against(picture: NDArray[np.uint8], plan: Schedule) -> Iterator[Row]:
     """One row per peer."""
     height, width, _ = picture.shape
     encoders: dict[str, Callable[[], bytes]] = {

@@ -14,20 +14,20 @@ from service.engine import runtimes
 from service.engine.device import prepare
 from service.engine.methods import METHODS
 from service.engine.network import Network
-from service.engine.work import Outcome, Work
+from service.engine.types import EngineResult, EngineRequest
 from service.imaging.heatmap import render_maps
 from service.settings import Settings
 from tests.bench import peers
-from tests.bench.picture import batch
+from tests.bench.image import batch
 from tests.bench.report import Row, Side, Skipped, Target
-from tests.bench.timing import Plan, columns, ratios, rounds, seconds_of
+from tests.bench.timing import Schedule, columns, ratios, rounds, seconds_of
 
 MODEL = "resnet50"
 SPAN_S = 1.2  # of one measurement
 CUDA_BATCHES = (8, 32, 64, 128)
 
 
-def measure(plan: Plan, wanted: set[str]) -> Iterator[Row | Skipped]:
+def measure(plan: Schedule, wanted: set[str]) -> Iterator[Row | Skipped]:
     """The rows wanted of P1, P2, P3, P9, P11."""
     if "P11" in wanted:
         yield on_cuda(plan)
@@ -49,7 +49,7 @@ def load(name: str) -> Network:
     """A card's network as the service would load it; random weights where a hub has the real ones."""
     settings = Settings()
     device = prepare(settings.device, settings.engine_threads)
-    plan = runtimes.Plan(settings.engine, settings.precision, settings.engine_threads, settings.replicas)
+    plan = runtimes.Schedule(settings.engine, settings.precision, settings.engine_threads, settings.replicas)
     return Network.load(peers.card(name), device, plan, random_weights=True)
 
 
@@ -58,13 +58,13 @@ def pictures(network: Network, size: int) -> NDArray[np.uint8]:
     return batch(size, network.preprocessing.height, network.preprocessing.width)
 
 
-def explanation(network: Network, size: int) -> Callable[[], list[Outcome]]:
+def explanation(network: Network, size: int) -> Callable[[], list[EngineResult]]:
     """A call that explains the best class of each picture of a batch."""
-    works = [Work(picture, best=1) for picture in pictures(network, size)]
+    works = [EngineRequest(picture, best=1) for picture in pictures(network, size)]
     return lambda: outcomes(network, works)
 
 
-def outcomes(network: Network, works: list[Work]) -> list[Outcome]:
+def outcomes(network: Network, works: list[EngineRequest]) -> list[EngineResult]:
     """The network's answers; a failure is not worth timing."""
     answers = []
     for answer in network.run(works):
@@ -74,9 +74,9 @@ def outcomes(network: Network, works: list[Work]) -> list[Outcome]:
     return answers
 
 
-def explain_to_predict(network: Network, size: int, plan: Plan) -> Row:
+def explain_to_predict(network: Network, size: int, plan: Schedule) -> Row:
     """P1."""
-    predicted = [Work(picture) for picture in pictures(network, size)]
+    predicted = [EngineRequest(picture) for picture in pictures(network, size)]
     sides = {"explain": explanation(network, size), "predict": lambda: outcomes(network, predicted)}
     took = _interleaved(sides, plan)
     return Row(
@@ -89,7 +89,7 @@ def explain_to_predict(network: Network, size: int, plan: Plan) -> Row:
     )
 
 
-def against_libraries(network: Network, module: nn.Module, size: int, plan: Plan) -> Iterator[Row]:
+def against_libraries(network: Network, module: nn.Module, size: int, plan: Schedule) -> Iterator[Row]:
     """P2: from pixels or tensors to maps of the input's size, 0..1; captum stops at the grid."""
     images = peers.normalised(pictures(network, size), network.preprocessing)
     layer, input_size = network.default_layers[0], (images.shape[2], images.shape[3])
@@ -113,10 +113,10 @@ def against_libraries(network: Network, module: nn.Module, size: int, plan: Plan
         )
 
 
-def five_classes(network: Network, plan: Plan) -> Row:
+def five_classes(network: Network, plan: Schedule) -> Row:
     """P3."""
     picture = pictures(network, 1)[0]
-    five, one = [Work(picture, classes=(1, 2, 3, 4, 5))], [Work(picture, classes=(1,))]
+    five, one = [EngineRequest(picture, classes=(1, 2, 3, 4, 5))], [EngineRequest(picture, classes=(1,))]
     took = _interleaved({"five": lambda: outcomes(network, five), "one": lambda: outcomes(network, one)}, plan)
     return Row(
         "P3",
@@ -128,12 +128,12 @@ def five_classes(network: Network, plan: Plan) -> Row:
     )
 
 
-def ablation(network: Network, module: nn.Module, plan: Plan) -> Row:
+def ablation(network: Network, module: nn.Module, plan: Schedule) -> Row:
     """P9: every channel left out once. The library's side takes minutes, so there are two rounds at most."""
     picture = pictures(network, 1)
     images = peers.normalised(picture, network.preprocessing)
     library = peers.ablation_cam(peers.fresh(module), network.default_layers[0])
-    works = [Work(picture[0], best=1, method="ablationcam", tuning=METHODS["ablationcam"].defaults)]
+    works = [EngineRequest(picture[0], best=1, method="ablationcam", parameters=METHODS["ablationcam"].defaults)]
     outcomes(network, works)
     sides: dict[str, Callable[[], object]] = {
         "camserve": lambda: outcomes(network, works),
@@ -152,7 +152,7 @@ def ablation(network: Network, module: nn.Module, plan: Plan) -> Row:
     )
 
 
-def on_cuda(plan: Plan) -> Row | Skipped:
+def on_cuda(plan: Schedule) -> Row | Skipped:
     """P11: at the batch size at which the device classifies most pictures a second."""
     what = f"explain / predict in pictures a second, {MODEL}, CUDA, best batch"
     if not torch.cuda.is_available():
@@ -160,7 +160,7 @@ def on_cuda(plan: Plan) -> Row | Skipped:
     network = load(MODEL)
     rates: dict[int, dict[str, list[float]]] = {}
     for size in CUDA_BATCHES:
-        predicted = [Work(picture) for picture in pictures(network, size)]
+        predicted = [EngineRequest(picture) for picture in pictures(network, size)]
         sides: dict[str, Callable[[], object]] = {
             "explain": explanation(network, size),
             "predict": functools.partial(outcomes, network, predicted),
@@ -178,7 +178,7 @@ def on_cuda(plan: Plan) -> Row | Skipped:
     )
 
 
-def _interleaved(sides: Mapping[str, Callable[[], object]], plan: Plan) -> dict[str, list[float]]:
+def _interleaved(sides: Mapping[str, Callable[[], object]], plan: Schedule) -> dict[str, list[float]]:
     """Seconds of each side, round by round."""
     for call in sides.values():
         call()

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from tests.bench import engine
 from tests.bench.load import Job, Measured, send
-from tests.bench.picture import jpeg
+from tests.bench.image import jpeg
 from tests.bench.processes import camserve, serving
 from tests.bench.report import Row, Side, Skipped, Target
-from tests.bench.timing import Plan, columns, ratios, rounds, seconds_of
+from tests.bench.timing import Schedule, columns, ratios, rounds, seconds_of
 
 IDS = {"P4", "P5", "P6", "P7"}
 BATCH = 8
@@ -28,7 +28,7 @@ SPAN_S = 4.0
 RAMP_S = 1.5
 
 
-def measure(plan: Plan, wanted: set[str]) -> Iterator[Row | Skipped]:
+def measure(plan: Schedule, wanted: set[str]) -> Iterator[Row | Skipped]:
     """The rows wanted of P4, P5, P6, P7."""
     if wanted & IDS:
         yield from of_model("resnet50", plan, wanted, targets=True)
@@ -36,13 +36,13 @@ def measure(plan: Plan, wanted: set[str]) -> Iterator[Row | Skipped]:
             yield from of_model("efficientnet_lite0", plan, wanted, targets=False)
 
 
-def of_model(name: str, plan: Plan, wanted: set[str], *, targets: bool) -> Iterator[Row | Skipped]:
+def of_model(name: str, plan: Schedule, wanted: set[str], *, targets: bool) -> Iterator[Row | Skipped]:
     """One model's rows; LitServe's only where the targets are."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         command, ready, environment = camserve(name)
         own = stack.enter_context(serving(*command, ready=ready, **environment)).port
-        asked = Asked(upload(folder), plan)
+        asked = InferenceResult(upload(folder), plan)
         sides: dict[str, Callable[[], float]] = {}
         sides["camserve 1"] = asked.latency("camserve 1", own, 1)
         sides["camserve 16"] = asked.throughput("camserve 16", own, 16)
@@ -71,10 +71,10 @@ def of_model(name: str, plan: Plan, wanted: set[str], *, targets: bool) -> Itera
         yield _litserve(name, plan)
 
 
-class Asked:
+class InferenceResult:
     """Sends the load, and remembers what came of it: `last` by side, and the server's own time for the network by round."""
 
-    def __init__(self, upload: Path, plan: Plan) -> None:
+    def __init__(self, upload: Path, plan: Schedule) -> None:
         self._upload, self._plan = upload, plan
         self.last: dict[str, Measured] = {}
         self.infer_ms: dict[str, list[float]] = {}
@@ -107,7 +107,7 @@ class Asked:
 
 
 def _rows(
-    name: str, figures: dict[str, list[float]], asked: Asked, wanted: set[str], *, targets: bool
+    name: str, figures: dict[str, list[float]], asked: InferenceResult, wanted: set[str], *, targets: bool
 ) -> Iterator[Row | Skipped]:
     def target(made: Target) -> Target | None:
         return made if targets else None
@@ -151,7 +151,7 @@ def _rows(
         )  # fmt: skip
 
 
-def _open_loop(name: str, figures: dict[str, list[float]], port: int, asked: Asked) -> Row:
+def _open_loop(name: str, figures: dict[str, list[float]], port: int, asked: InferenceResult) -> Row:
     rate = 0.7 * min(figures["camserve 16"])
     measured = asked.open_loop(port, rate)
     return Row(
@@ -160,7 +160,7 @@ def _open_loop(name: str, figures: dict[str, list[float]], port: int, asked: Ask
     )  # fmt: skip
 
 
-def _litserve(name: str, plan: Plan) -> Row | Skipped:
+def _litserve(name: str, plan: Schedule) -> Row | Skipped:
     """The batching framework beside camserve, started anew: three servers at once would not fit a small machine."""
     what = f"overlays/s against LitServe in batches of 8, {name}, 16 clients"
     try:
@@ -169,7 +169,7 @@ def _litserve(name: str, plan: Plan) -> Row | Skipped:
         return Skipped("P4", what, "litserve is not installed; pip install '.[bench]'")
     command, ready, environment = camserve(name)
     with ExitStack() as stack:
-        asked = Asked(upload(Path(stack.enter_context(tempfile.TemporaryDirectory()))), plan)
+        asked = InferenceResult(upload(Path(stack.enter_context(tempfile.TemporaryDirectory()))), plan)
         own = stack.enter_context(serving(*command, ready=ready, **environment)).port
         lit = stack.enter_context(serving("-m", "tests.bench.litserver", "--model", name, ready="/health")).port
         for port in (own, lit):

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pytorch_grad_cam import AblationCAM, GradCAM
 from torch import Tensor, nn
 
-from service.engine.card import Card, read_cards
-from service.engine.sources import Loaded, Preprocessing, load
+from service.engine.cards.card import Card, read_cards
+from service.engine.sources import LoadedNetwork, Preprocessing, load
 from service.settings import Settings
 
 
@@ -29,7 +29,7 @@ def card(name: str) -> Card:
     return read_cards(Settings().models_dir)[name]
 
 
-def loaded(name: str) -> Loaded:
+def loaded(name: str) -> LoadedNetwork:
     """A card's network, with random weights where a hub has the real ones."""
     return load(card(name), random_weights=True)
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from tests.bench.processes import camserve, serving
 from tests.bench.report import Row, Target
-from tests.bench.timing import Plan
+from tests.bench.timing import Schedule
 
 MODEL = "efficientnet_lite0"
 
 
-def measure(plan: Plan, wanted: set[str]) -> Iterator[Row]:
+def measure(plan: Schedule, wanted: set[str]) -> Iterator[Row]:
     """P10."""
     if "P10" not in wanted:
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.bench import picture
+from tests.bench import image
 from tests.bench.load import Job, percentile, run
 from tests.bench.processes import HOST
 from tests.bench.report import Row, Side, Skipped, Target, figure, table

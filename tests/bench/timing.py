@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """How long to measure. `quick` gives up precision for time."""
 
     rounds: int = 5

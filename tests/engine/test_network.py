@@ -7,11 +7,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from service.engine.attribution import MAX_ROWS
-from service.engine.graph import export
+from service.engine.batch import MAX_ROWS
+from service.engine.graph.export import export
 from service.engine.network import Network
-from service.engine.split import split
-from service.engine.work import Outcome, Work
+from service.engine.graph.split import split
+from service.engine.types import EngineResult, EngineRequest
 from service.errors import ConfigurationError, InferenceNonFinite, LayerNotFound, MethodNotApplicable
 from tests.networks import OneConv, Pooled, network, seeded
 
@@ -25,10 +25,10 @@ def pooled() -> Network:
     return network(seeded(Pooled), "block")
 
 
-def outcomes(net: Network, works: list[Work]) -> list[Outcome]:
+def outcomes(net: Network, works: list[EngineRequest]) -> list[EngineResult]:
     found = net.run(works)
-    assert all(isinstance(outcome, Outcome) for outcome in found)
-    return [outcome for outcome in found if isinstance(outcome, Outcome)]
+    assert all(isinstance(outcome, EngineResult) for outcome in found)
+    return [outcome for outcome in found if isinstance(outcome, EngineResult)]
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -52,7 +52,7 @@ def test_where_the_head_is_pooling_and_a_linear_layer_the_map_is_the_class_activ
     with torch.no_grad():
         grid = module.block(module.stem(torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1))[0]  # type: ignore[operator]
     weights = module.get_parameter("head.weight")
-    (found,) = outcomes(pooled, [Work(image, classes=(0, 3))])
+    (found,) = outcomes(pooled, [EngineRequest(image, classes=(0, 3))])
     for class_id, maps in zip(found.classes, found.maps, strict=True):
         cam = torch.einsum("k,khw->hw", weights[class_id], grid) / grid[0].numel()
         np.testing.assert_allclose(maps[0], cam.numpy(), atol=1e-6)
@@ -61,11 +61,11 @@ def test_where_the_head_is_pooling_and_a_linear_layer_the_map_is_the_class_activ
 def test_a_mixed_batch_equals_each_alone(pooled: Network) -> None:
     a, b, c, d, e = pictures(5)
     works = [
-        Work(a, classes=(1,)),
-        Work(b),
-        Work(c, best=3),
-        Work(d, classes=(4, 0, 4), layers=("stem",)),
-        Work(e, classes=(2,), layers=("block", "stem"), versus=1),
+        EngineRequest(a, classes=(1,)),
+        EngineRequest(b),
+        EngineRequest(c, best=3),
+        EngineRequest(d, classes=(4, 0, 4), layers=("stem",)),
+        EngineRequest(e, classes=(2,), layers=("block", "stem"), versus=1),
     ]
     together = outcomes(pooled, works)
     for work, found in zip(works, together, strict=True):
@@ -80,28 +80,28 @@ def test_a_mixed_batch_equals_each_alone(pooled: Network) -> None:
 
 
 def test_the_best_classes_come_best_first(pooled: Network) -> None:
-    (found,) = outcomes(pooled, [Work(pictures(1)[0], best=5)])
+    (found,) = outcomes(pooled, [EngineRequest(pictures(1)[0], best=5)])
     assert list(found.classes) == list(np.argsort(-found.logits))
-    (by_name,) = outcomes(pooled, [Work(pictures(1)[0], classes=found.classes)])
+    (by_name,) = outcomes(pooled, [EngineRequest(pictures(1)[0], classes=found.classes)])
     np.testing.assert_allclose(found.maps, by_name.maps, atol=1e-6)
 
 
 def test_more_rows_than_one_head_pass_holds(pooled: Network) -> None:
-    works = [Work(image, classes=(0, 1, 2, 3, 4)) for image in pictures(MAX_ROWS // 4)]
+    works = [EngineRequest(image, classes=(0, 1, 2, 3, 4)) for image in pictures(MAX_ROWS // 4)]
     for work, found in zip(works, outcomes(pooled, works), strict=True):
         np.testing.assert_allclose(found.maps, outcomes(pooled, [work])[0].maps, atol=1e-6)
 
 
 def test_permuting_the_batch_permutes_the_maps(pooled: Network) -> None:
     images = pictures(6)
-    forward = outcomes(pooled, [Work(image, classes=(1,)) for image in images])
-    backward = outcomes(pooled, [Work(image, classes=(1,)) for image in images[::-1]])
+    forward = outcomes(pooled, [EngineRequest(image, classes=(1,)) for image in images])
+    backward = outcomes(pooled, [EngineRequest(image, classes=(1,)) for image in images[::-1]])
     np.testing.assert_allclose([o.maps for o in forward], [o.maps for o in backward[::-1]], atol=1e-6)
 
 
 def test_contrast_is_the_difference_of_the_classes_maps(pooled: Network) -> None:
     image = pictures(1)[0]
-    contrast, plain = outcomes(pooled, [Work(image, classes=(0,), versus=3), Work(image, classes=(0, 3))])
+    contrast, plain = outcomes(pooled, [EngineRequest(image, classes=(0,), versus=3), EngineRequest(image, classes=(0, 3))])
     np.testing.assert_allclose(contrast.maps[0][0], plain.maps[0][0] - plain.maps[1][0], atol=1e-6)
 
 
@@ -110,7 +110,7 @@ def test_a_constant_on_the_logits_changes_nothing_and_a_factor_only_the_scale() 
     plain, shifted, scaled = seeded(Pooled), seeded(Pooled), seeded(Pooled)
     shifted.get_parameter("head.bias").add_(10)
     scaled.get_parameter("head.weight").mul_(3)
-    maps = [outcomes(network(m, "stem"), [Work(image, classes=(2,))])[0].maps[0][0] for m in (plain, shifted, scaled)]
+    maps = [outcomes(network(m, "stem"), [EngineRequest(image, classes=(2,))])[0].maps[0][0] for m in (plain, shifted, scaled)]
     np.testing.assert_allclose(maps[1], maps[0], atol=1e-6)
     np.testing.assert_allclose(maps[2], 3 * maps[0], rtol=1e-4, atol=1e-6)
 
@@ -120,13 +120,13 @@ def test_shuffled_head_weights_change_the_map() -> None:
     plain, shuffled = seeded(Pooled), seeded(Pooled)
     weight = shuffled.get_parameter("head.weight")
     weight.copy_(weight[:, torch.randperm(16, generator=torch.Generator().manual_seed(1))])
-    one, other = (outcomes(network(m, "block"), [Work(image, classes=(2,))])[0].maps[0][0] for m in (plain, shuffled))
+    one, other = (outcomes(network(m, "block"), [EngineRequest(image, classes=(2,))])[0].maps[0][0] for m in (plain, shuffled))
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] < 0.9
 
 
 def test_pictures_of_several_sizes_in_one_batch(pooled: Network) -> None:
     small, large = pictures(1)[0], pictures(1, size=48)[0]
-    a, b, c = outcomes(pooled, [Work(small, best=1), Work(large, best=1), Work(small, best=1)])
+    a, b, c = outcomes(pooled, [EngineRequest(small, best=1), EngineRequest(large, best=1), EngineRequest(small, best=1)])
     assert [o.maps[0][0].shape for o in (a, b, c)] == [(8, 8), (12, 12), (8, 8)]
     np.testing.assert_array_equal(a.maps, c.maps)
 
@@ -137,14 +137,14 @@ def test_a_picture_whose_numbers_are_not_finite_fails_alone() -> None:
     good, bad = np.full((32, 32, 3), 128, np.uint8), np.full((32, 32, 3), 255, np.uint8)
     net = network(module, "block")
     net._mean.fill_(128)  # what is exactly the mean stays zero through the broken weight
-    first, second = net.run([Work(good, best=1), Work(bad, best=1)])
-    assert isinstance(first, Outcome)
+    first, second = net.run([EngineRequest(good, best=1), EngineRequest(bad, best=1)])
+    assert isinstance(first, EngineResult)
     assert isinstance(second, InferenceNonFinite)
 
 
 def test_nothing_is_kept_on_the_module(pooled: Network) -> None:
     before = {name: value.clone() for name, value in pooled._module.state_dict().items()}
-    outcomes(pooled, [Work(pictures(1)[0], best=2)])
+    outcomes(pooled, [EngineRequest(pictures(1)[0], best=2)])
     assert all(torch.equal(value, before[name]) for name, value in pooled._module.state_dict().items())
     assert all(p.grad is None for p in pooled._module.parameters())
     assert not any(module._forward_hooks or module._backward_hooks for module in pooled._module.modules())

@@ -12,20 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.work import Outcome, Tuning, Work
+from service.engine.types import EngineResult, MethodParameters, EngineRequest
 from service.errors import CamserveError, DeadlineExceeded, EngineError, InferenceNonFinite, Overloaded
-from service.explain.cache import Cache, Found, Key, Reuse, Source, worst
-from service.explain.calls import Done
+from service.explain.cache import Cache, CacheResult, CacheKey, CachePolicy, CacheStatus, worst
+from service.explain.calls import BatchResult
 
 pytestmark = pytest.mark.anyio
 
 MANY = 1_000_000
 PIXELS = np.zeros((8, 8, 3), np.uint8)
-WORK = Work(PIXELS, best=1, layers=("block",), tuning=Tuning(seed=1))
-KEY = Key.of(WORK, "aa", "crop")
+WORK = EngineRequest(PIXELS, best=1, layers=("block",), parameters=MethodParameters(seed=1))
+KEY = CacheKey.of(WORK, "aa", "crop")
 
 
-def named(*names: str) -> list[Key]:
+def named(*names: str) -> list[CacheKey]:
     return [replace(KEY, image=name) for name in names]
 
 
@@ -33,7 +33,7 @@ def named(*names: str) -> list[Key]:
 class Network:
     """Answers each key with its own number, when it is let; fails as it is told."""
 
-    keys: list[Key] = field(default_factory=list)
+    keys: list[CacheKey] = field(default_factory=list)
     calls: list[list[str]] = field(default_factory=list)
     open: asyncio.Event = field(default_factory=asyncio.Event)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
@@ -43,10 +43,10 @@ class Network:
     def __post_init__(self) -> None:
         self.open.set()
 
-    async def find(self, cache: Cache, *names: str, reuse: Reuse = "use") -> list[Found]:
+    async def find(self, cache: Cache, *names: str, reuse: CachePolicy = "use") -> list[CacheResult]:
         keys = named(*names)
 
-        async def compute(chosen: Sequence[int]) -> list[Done[Outcome]]:
+        async def compute(chosen: Sequence[int]) -> list[BatchResult[EngineResult]]:
             images = [keys[index].image for index in chosen]
             self.calls.append(images)
             failure, self.fail_with = self.fail_with, None
@@ -57,16 +57,16 @@ class Network:
                 raise failure
             batch = np.stack([np.full((self.grid, self.grid), sum(name.encode()), np.float32) for name in images])
             return [
-                Done(Outcome(one[0], (0,), ((one,),), ("block",), "torch", "fp32"), 0.5, 0.25, len(images)) for one in batch
+                BatchResult(EngineResult(one[0], (0,), ((one,),), ("block",), "torch", "fp32"), 0.5, 0.25, len(images)) for one in batch
             ]
 
         return await cache.find(keys, compute, reuse)
 
-    async def sources(self, cache: Cache, *names: str, reuse: Reuse = "use") -> list[Source]:
+    async def sources(self, cache: Cache, *names: str, reuse: CachePolicy = "use") -> list[CacheStatus]:
         found = await self.find(cache, *names, reuse=reuse)
         for one, name in zip(found, names, strict=True):
             assert (one.done.value.maps[0][0] == sum(name.encode())).all()
-        return [one.source for one in found]
+        return [one.status for one in found]
 
 
 async def test_asked_again_it_is_not_computed() -> None:
@@ -139,7 +139,7 @@ async def test_renewing_replaces_and_leaving_no_trace_neither_reads_nor_writes()
     assert await network.sources(cache, "a", reuse="off") == ["miss"]
     assert (await network.find(cache, "a"))[0].done.value is old
     new = (await network.find(cache, "a", reuse="renew"))[0]
-    assert new.source == "miss"
+    assert new.status == "miss"
     assert new.done.value is not old
     assert (await network.find(cache, "a"))[0].done.value is new.done.value
     assert len(cache) == 1
@@ -157,7 +157,7 @@ async def test_what_is_kept_is_its_own_and_cannot_be_changed() -> None:
 # Who waits for whom ---------------------------------------------------------------------------------------------------------
 
 
-async def started(network: Network, cache: Cache, *names: str, reuse: Reuse = "use") -> asyncio.Task[list[Source]]:
+async def started(network: Network, cache: Cache, *names: str, reuse: CachePolicy = "use") -> asyncio.Task[list[CacheStatus]]:
     """A caller whose computation is under way."""
     network.open.clear()
     network.begun.clear()
@@ -166,7 +166,7 @@ async def started(network: Network, cache: Cache, *names: str, reuse: Reuse = "u
     return task
 
 
-async def followers(network: Network, cache: Cache, count: int, *names: str) -> list[asyncio.Task[list[Source]]]:
+async def followers(network: Network, cache: Cache, count: int, *names: str) -> list[asyncio.Task[list[CacheStatus]]]:
     tasks = [asyncio.create_task(network.sources(cache, *names)) for _ in range(count)]
     for _ in range(5):
         await asyncio.sleep(0)
@@ -207,7 +207,7 @@ async def test_times_of_who_waited_are_its_own_wait() -> None:
     network.open.set()
     await leader
     [found] = await other
-    assert found.source == "coalesced"
+    assert found.status == "coalesced"
     assert 0.01 <= found.done.queued_s + found.done.ran_s < 0.25  # of the network's own 0.25 s only that
     assert found.done.batch_size == 1
 
@@ -287,36 +287,36 @@ async def test_nobody_waits_for_who_leaves_no_trace() -> None:
 # What tells two questions apart ---------------------------------------------------------------------------------------------
 
 OTHER: dict[str, Any] = {
-    "classes": (3,), "best": 2, "versus": 0, "method": "layercam", "layers": ("stem",), "tuning": Tuning(seed=2),
+    "classes": (3,), "best": 2, "versus": 0, "method": "layercam", "layers": ("stem",), "tuning": MethodParameters(seed=2),
 }  # fmt: skip
 
 
 def test_everything_that_shapes_an_outcome_is_in_the_key() -> None:
     """A field that is added to a work must be thought of here."""
-    assert {one.name for one in fields(Work)} == OTHER.keys() | {"pixels", "abandoned"}
-    keys = {Key.of(replace(WORK, **{name: value}), "aa", "crop") for name, value in OTHER.items()}
-    keys |= {KEY, Key.of(WORK, "ab", "crop"), Key.of(WORK, "aa", "pad")}
+    assert {one.name for one in fields(EngineRequest)} == OTHER.keys() | {"pixels", "abandoned"}
+    keys = {CacheKey.of(replace(WORK, **{name: value}), "aa", "crop") for name, value in OTHER.items()}
+    keys |= {KEY, CacheKey.of(WORK, "ab", "crop"), CacheKey.of(WORK, "aa", "pad")}
     assert len(keys) == len(OTHER) + 3
 
 
-@pytest.mark.parametrize("name", [one.name for one in fields(Tuning)])
+@pytest.mark.parametrize("name", [one.name for one in fields(MethodParameters)])
 def test_every_parameter_of_a_method_is_in_the_key(name: str) -> None:
     changed: dict[str, Any] = {name: 7}
-    assert Key.of(replace(WORK, tuning=replace(WORK.tuning, **changed)), "aa", "crop") != KEY
+    assert CacheKey.of(replace(WORK, parameters=replace(WORK.parameters, **changed)), "aa", "crop") != KEY
 
 
 def test_the_order_of_classes_is_in_the_key() -> None:
-    assert Key.of(replace(WORK, classes=(1, 2)), "aa", "crop") != Key.of(replace(WORK, classes=(2, 1)), "aa", "crop")
+    assert CacheKey.of(replace(WORK, classes=(1, 2)), "aa", "crop") != CacheKey.of(replace(WORK, classes=(2, 1)), "aa", "crop")
 
 
 def test_predictions_are_the_same_whatever_the_method() -> None:
-    plain = Key.of(Work(PIXELS), "aa", "crop")
-    assert Key.of(Work(PIXELS, method="rise", tuning=Tuning(samples=9)), "aa", "crop") == plain
+    plain = CacheKey.of(EngineRequest(PIXELS), "aa", "crop")
+    assert CacheKey.of(EngineRequest(PIXELS, method="rise", parameters=MethodParameters(samples=9)), "aa", "crop") == plain
     assert plain != KEY
 
 
 def test_of_several_images_the_costliest_tells() -> None:
-    done = Done(Outcome(np.zeros(1, np.float32), (), (), (), "torch", "fp32"), 0.0, 0.0, 0)
-    assert worst([Found(done, "hit"), Found(done, "miss"), Found(done, "coalesced")]) == "miss"
-    assert worst([Found(done, "coalesced"), Found(done, "hit")]) == "coalesced"
-    assert worst([Found(done, "hit")]) == "hit"
+    done = BatchResult(EngineResult(np.zeros(1, np.float32), (), (), (), "torch", "fp32"), 0.0, 0.0, 0)
+    assert worst([CacheResult(done, "hit"), CacheResult(done, "miss"), CacheResult(done, "coalesced")]) == "miss"
+    assert worst([CacheResult(done, "coalesced"), CacheResult(done, "hit")]) == "coalesced"
+    assert worst([CacheResult(done, "hit")]) == "hit"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from service.engine.network import Network
-from service.engine.work import Outcome, Work
+from service.engine.types import EngineResult, EngineRequest
 from service.errors import (
     CamserveError,
     ClassNotFound,
@@ -28,9 +28,9 @@ from service.errors import (
     ParameterInvalid,
     UnsupportedImageType,
 )
-from service.explain.answer import Encoded, Subject
+from service.explain.results import Encoded, ImageInput
 from service.explain.options import Options
-from tests import pictures as make
+from tests import images as make
 from tests.explain.world import World, world
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +60,7 @@ def batches(monkeypatch: pytest.MonkeyPatch, before: Callable[[], object] = lamb
     sizes: list[int] = []
     run = Network.run
 
-    def observed(network: Network, works: Sequence[Work]) -> list[Outcome | Exception]:
+    def observed(network: Network, works: Sequence[EngineRequest]) -> list[EngineResult | Exception]:
         sizes.append(len(works))
         before()
         return run(network, works)
@@ -103,7 +103,7 @@ async def test_the_best_class_where_none_is_named(small: World) -> None:
 
 
 async def test_predicting(small: World) -> None:
-    subject = Subject(PICTURE, Options().targets)
+    subject = ImageInput(PICTURE, Options().targets)
     answer = await small.explainer.predict([subject] * 3, Options(), asyncio.get_running_loop().time() + 30)
     assert len(answer.results) == answer.batch_size == 3
     assert not any(result.explanations for result in answer.results)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.engine.work import Work
+from service.engine.types import EngineRequest
 from service.errors import ModelNotFound, ModelUnhealthy, NotReady
 from service.explain.model import Model
 from service.explain.registry import Registry
@@ -36,7 +36,7 @@ std = [0.5, 0.5, 0.5]
 [explain]
 layer = "block"
 """
-BLANK = Work(np.zeros((32, 32, 3), np.uint8), best=1)
+BLANK = EngineRequest(np.zeros((32, 32, 3), np.uint8), best=1)
 
 
 @pytest.fixture(scope="module")

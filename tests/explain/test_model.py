@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.engine.card import Card
+from service.engine.cards.card import Card
 from service.engine.device import Device
 from service.errors import ClassNotFound, ConfigurationError, ParameterInvalid
-from service.explain.model import Model, Reading, Wanted
+from service.explain.model import Model, ClassScores, ClassSelection
 from service.explain.options import Targets
 from service.telemetry import Metrics
 from tests.cards import write_card
@@ -38,7 +38,7 @@ def test_padding_has_the_mean_colour(model: Model) -> None:
 
 def test_probabilities_are_the_softmax(model: Model) -> None:
     logits = np.array([1000, 1000, 999, -1000, 0, 0, 0, 0, 0, 0], np.float32)
-    reading = Reading(logits, model.labels)
+    reading = ClassScores(logits, model.labels)
     found = [reading.of(class_id) for class_id in range(10)]
     assert sum(one.probability for one in found) == pytest.approx(1)
     assert found[0].probability == found[1].probability == pytest.approx(np.e * found[2].probability)
@@ -47,7 +47,7 @@ def test_probabilities_are_the_softmax(model: Model) -> None:
 
 
 def test_the_best_come_best_first_and_ties_in_order_of_their_ids(model: Model) -> None:
-    reading = Reading(np.array([0, 5, 5, 9, 0, 0, 0, 0, 0, 0], np.float32), model.labels)
+    reading = ClassScores(np.array([0, 5, 5, 9, 0, 0, 0, 0, 0, 0], np.float32), model.labels)
     assert [one.class_id for one in reading.best(4)] == [3, 1, 2, 0]
     assert len(reading.best(99)) == 10
 
@@ -55,23 +55,23 @@ def test_the_best_come_best_first_and_ties_in_order_of_their_ids(model: Model) -
 @pytest.mark.parametrize(
     ("targets", "wanted"),
     [
-        ({}, Wanted((), 1, None, 5)),
-        ({"top_k": 3}, Wanted((), 3, None, 3)),
-        ({"top_k": 400}, Wanted((), 10, None, 10)),
-        ({"class_id": 0}, Wanted((0,), 0, None, 5)),
-        ({"class_id": "7,0", "class_name": ["CLASS 3", "class 0"]}, Wanted((7, 0, 3, 0), 0, None, 5)),
-        ({"class_id": 4, "top_k": 2}, Wanted((4,), 0, None, 2)),
-        ({"versus": 0}, Wanted((), 1, 0, 5)),
-        ({"versus": "0"}, Wanted((), 1, 0, 5)),
-        ({"versus": "class 9"}, Wanted((), 1, 9, 5)),
+        ({}, ClassSelection((), 1, None, 5)),
+        ({"top_k": 3}, ClassSelection((), 3, None, 3)),
+        ({"top_k": 400}, ClassSelection((), 10, None, 10)),
+        ({"class_id": 0}, ClassSelection((0,), 0, None, 5)),
+        ({"class_id": "7,0", "class_name": ["CLASS 3", "class 0"]}, ClassSelection((7, 0, 3, 0), 0, None, 5)),
+        ({"class_id": 4, "top_k": 2}, ClassSelection((4,), 0, None, 2)),
+        ({"versus": 0}, ClassSelection((), 1, 0, 5)),
+        ({"versus": "0"}, ClassSelection((), 1, 0, 5)),
+        ({"versus": "class 9"}, ClassSelection((), 1, 9, 5)),
     ],
 )
-def test_which_classes_are_meant(model: Model, targets: dict[str, Any], wanted: Wanted) -> None:
+def test_which_classes_are_meant(model: Model, targets: dict[str, Any], wanted: ClassSelection) -> None:
     assert model.wanted(Targets(**targets), explain=True, most=16) == wanted
 
 
 def test_predicting_explains_nothing(model: Model) -> None:
-    assert model.wanted(Targets(class_id=3, top_k=2), explain=False, most=16) == Wanted((), 0, None, 2)
+    assert model.wanted(Targets(class_id=3, top_k=2), explain=False, most=16) == ClassSelection((), 0, None, 2)
 
 
 @pytest.mark.parametrize("targets", [{"class_id": 10}, {"class_name": "unicorn"}, {"versus": 10}, {"versus": "unicorn"}])

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from service.engine import card
+from service.engine.cards import card
 from service.explain.options import ColorMap, Fit, Options, OverlayType, Polarity, Scale, Targets
 from service.imaging import colors, geometry, heatmap, overlay
 

@@ -17,7 +17,7 @@ from service.explain.registry import Registry
 from service.telemetry import Metrics
 from tests.cards import write_card
 from tests.explain.world import LAYER, load_small, small_settings, until, world
-from tests.pictures import jpeg
+from tests.images import jpeg
 
 pytestmark = pytest.mark.anyio
 NOWHERE = ("random = 0", f'file = "nowhere.pth"\nsha256 = "{"0" * 64}"')

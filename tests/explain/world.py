@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from service.engine.card import Card
+from service.engine.cards.card import Card
 from service.engine.device import Device
 from service.engine.network import Network
-from service.engine.runtimes import EXACT, Plan
-from service.explain.answer import Answer, Delivery, Subject
+from service.engine.runtimes import TORCH_FP32, RuntimeOptions
+from service.explain.results import Answer, Delivery, ImageInput
 from service.explain.explainer import Explainer
 from service.explain.model import Model
 from service.explain.options import Options
@@ -57,7 +57,7 @@ def load_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every card with random weights gets the small network instead of its own; others are loaded as ever."""
     load_really = Network.load
 
-    def load(card: Card, device: Device, plan: Plan = EXACT, *, random_weights: bool = False) -> Network:
+    def load(card: Card, device: Device, plan: RuntimeOptions = TORCH_FP32, *, random_weights: bool = False) -> Network:
         random = random_weights or card.weights.random is not None
         return small_network() if random else load_really(card, device, plan, random_weights=random_weights)
 
@@ -82,7 +82,7 @@ class World:
     async def explain(self, *images: bytes, delivery: Delivery = "json", within_s: float = 30, **options: Any) -> Answer:
         """Every image with the same options."""
         asked = Options(**options)
-        subjects = [Subject(image, asked.targets) for image in images]
+        subjects = [ImageInput(image, asked.targets) for image in images]
         return await self.explainer.explain(subjects, asked, delivery, asyncio.get_running_loop().time() + within_s)
 
 

@@ -12,9 +12,9 @@ import torch
 
 from service.engine.device import give_back
 from service.engine.network import Network
-from service.engine.runtimes import EXACT, Plan
+from service.engine.runtimes import TORCH_FP32, RuntimeOptions
 from service.engine.runtimes.precision import photographs
-from service.engine.work import Outcome, Work
+from service.engine.types import EngineResult, EngineRequest
 from service.settings import Settings
 from tests.conftest import running
 from tests.networks import VIT_SIDE, known, network
@@ -31,13 +31,13 @@ NETWORKS = {
 METHODS = ("gradcam", "hirescam", "layercam", "eigencam")
 
 
-def on(device: str, name: str, plan: Plan = EXACT) -> Network:
+def on(device: str, name: str, plan: RuntimeOptions = TORCH_FP32) -> Network:
     layer, size = NETWORKS[name]
     return network(copy.deepcopy(known(name)), layer, size=size, name=name.rpartition(":")[2], plan=plan, device=device)
 
 
-def outcomes(net: Network, works: list[Work]) -> list[Outcome]:
-    found = [outcome for outcome in net.run(works) if isinstance(outcome, Outcome)]
+def outcomes(net: Network, works: list[EngineRequest]) -> list[EngineResult]:
+    found = [outcome for outcome in net.run(works) if isinstance(outcome, EngineResult)]
     assert len(found) == len(works)
     return found
 
@@ -45,7 +45,7 @@ def outcomes(net: Network, works: list[Work]) -> list[Outcome]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_float32_is_the_cpu_s(name: str) -> None:
     size = NETWORKS[name][1]
-    works = [Work(picture, classes=(1, 281), method=method) for picture in photographs(size, size)[:2] for method in METHODS]
+    works = [EngineRequest(picture, classes=(1, 281), method=method) for picture in photographs(size, size)[:2] for method in METHODS]
     for one, other in zip(outcomes(on("cpu", name), works), outcomes(on("cuda", name), works), strict=True):
         np.testing.assert_allclose(other.logits, one.logits, rtol=0, atol=1e-3 * np.abs(one.logits).max())
         for grids, own in zip(one.maps, other.maps, strict=True):
@@ -56,8 +56,8 @@ def test_float32_is_the_cpu_s(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bfloat16_is_like_it(name: str) -> None:
     size = NETWORKS[name][1]
-    works = [Work(picture, classes=(281,)) for picture in photographs(size, size)]
-    fast = on("cuda", name, Plan("torch", "bf16"))
+    works = [EngineRequest(picture, classes=(281,)) for picture in photographs(size, size)]
+    fast = on("cuda", name, RuntimeOptions("torch", "bf16"))
     assert fast.precision == "bf16"
     for one, other in zip(outcomes(on("cpu", name), works), outcomes(fast, works), strict=True):
         # Of random weights; with trained ones the check at load asks for 0.99.
@@ -68,7 +68,7 @@ def test_memory_comes_back() -> None:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     net = on("cuda", "resnet50")
-    outcomes(net, [Work(photographs(96, 96)[0], best=1)])
+    outcomes(net, [EngineRequest(photographs(96, 96)[0], best=1)])
     assert torch.cuda.memory_allocated() > before
     del net
     gc.collect()

@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 from service.errors import ImageError, ImageTruncated
 from service.imaging.decode import decode
 from service.imaging.headers import Limits
-from tests import pictures as make
+from tests import images as make
 from tests.hostile import CATALOGUE, ODD, Case
 from tests.misread.base import Odd
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import NotAcceptable
-from service.imaging.encode import Media, encode_grey, encode_npy, encode_picture
+from service.imaging.encode import Media, encode_grey, encode_npy, encode_image
 from service.imaging.png import encode_png
 
 SIDES = st.integers(1, 40)
@@ -68,7 +68,7 @@ def test_png_refuses_other_arrays(pixels: NDArray[Any]) -> None:
 @pytest.mark.parametrize("media", ["png", "jpeg", "webp"])
 def test_pictures_are_of_the_media_asked_for_and_alike(media: Media, photo: NDArray[np.uint8]) -> None:
 
-    read = opened(encode_picture(photo, media))
+    read = opened(encode_image(photo, media))
 
     assert read.format == media.upper()
     error = np.asarray(read.convert("RGB"), float) - photo
@@ -77,7 +77,7 @@ def test_pictures_are_of_the_media_asked_for_and_alike(media: Media, photo: NDAr
 
 def test_webp_longer_than_the_format_allows_is_refused_with_a_way_out() -> None:
     with pytest.raises(NotAcceptable, match="Ask for PNG"):
-        encode_picture(np.zeros((8, 16_384, 3), np.uint8), "webp")
+        encode_image(np.zeros((8, 16_384, 3), np.uint8), "webp")
 
 
 @pytest.mark.parametrize(("bits", "top"), [(8, 255), (16, 65535)])

@@ -13,7 +13,7 @@ from PIL import Image
 from service.errors import ImageAspectRatio, ImageError, ImageTooComplex, ImageTooManyPixels, ImageTooSmall
 from service.imaging.headers import Limits, read_header
 from service.imaging.headers.exif import read_orientation
-from tests import pictures as make
+from tests import images as make
 
 ANY_SIZE = Limits(max_pixels=2**40, max_side=2**20, min_side=1, max_aspect=2**20)
 MEGABYTES = 8 * 2**20

@@ -5,14 +5,14 @@ import pytest
 from numpy.typing import NDArray
 
 from service.imaging import colors
-from service.imaging.panel import Row, contact_sheet
+from service.imaging.panel import PanelRow, contact_sheet
 
 
-def row(width: int = 300, height: int = 200, caption: str = "tiger cat  39.3 %", note: str = "Grad-CAM at bn2") -> Row:
+def row(width: int = 300, height: int = 200, caption: str = "tiger cat  39.3 %", note: str = "Grad-CAM at bn2") -> PanelRow:
     def flat(color: tuple[int, int, int]) -> NDArray[np.uint8]:
         return np.full((height, width, 3), color, np.uint8)
 
-    return Row(flat((200, 0, 0)), flat((0, 200, 0)), flat((0, 0, 200)), caption, note)
+    return PanelRow(flat((200, 0, 0)), flat((0, 200, 0)), flat((0, 0, 200)), caption, note)
 
 
 def pixels_of(sheet: NDArray[np.uint8], color: tuple[int, int, int]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

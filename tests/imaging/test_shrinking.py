@@ -6,17 +6,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import ImageTruncated
-from service.imaging.decode import Picture, decode
+from service.imaging.decode import DecodedImage, decode
 from service.imaging.geometry import InputSpec, place, prepare
 from service.imaging.headers import Limits
-from tests import pictures as make
+from tests import images as make
 from tests.imaging.test_geometry import FILL, photo
 
 LIMITS = Limits()
 SPEC = InputSpec(64, 64, 72, "bicubic")
 
 
-def shrunk(data: bytes, spare: float) -> Picture:
+def shrunk(data: bytes, spare: float) -> DecodedImage:
     return decode(data, LIMITS, lambda _width, _height: spare)
 
 

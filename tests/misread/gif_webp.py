@@ -9,7 +9,7 @@ from functools import cache, partial
 import numpy as np
 from PIL import Image
 
-from tests import pictures as make
+from tests import images as make
 from tests.misread.base import LOSSY, Odd, Pixels, as_rgb, exact, grey, on_white, ramp_alpha, save_scene, white
 
 

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from tests import pictures as make
+from tests import images as make
 from tests.misread.base import Odd, as_rgb, grey, lossy, save_scene, white
 
 

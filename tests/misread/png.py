@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests import pictures as make
+from tests import images as make
 from tests.misread.base import Odd, Pixels, as_rgb, exact, grey, on_white, ramp_alpha, save_scene, white
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from service.engine.methods import METHODS
 from service.engine.network import Network
-from service.engine.sources import Loaded, Preprocessing
-from service.engine.work import Outcome, Tuning, Work
+from service.engine.sources import LoadedNetwork, Preprocessing
+from service.engine.types import EngineResult, MethodParameters, EngineRequest
 from service.imaging.heatmap import Polarity, render_maps
 from tests.engine.methods.probing import normalised, picture
 from tests.networks import VIT_SIDE, known
@@ -23,7 +23,7 @@ from tests.parity.oracle import Maps, channels_last, tokens
 
 
 @dataclass(frozen=True)
-class Subject:
+class ImageInput:
     """Where a network is explained, for which class, and of what pictures.
 
     Attributes:
@@ -44,7 +44,7 @@ class Subject:
     @functools.cached_property
     def network(self) -> Network:
         preprocessing = Preprocessing(*self.size, min(self.size), "bilinear", (0.5,) * 3, (0.5,) * 3)
-        loaded = Loaded(self.module, preprocessing, "sha256:test")
+        loaded = LoadedNetwork(self.module, preprocessing, "sha256:test")
         return Network(self.name.rpartition(":")[2], loaded, (self.layer,), torch.device("cpu"))
 
     def pictures(self, *seeds: int) -> list[NDArray[np.uint8]]:
@@ -55,14 +55,14 @@ class Subject:
         """What the network sees of `pictures`: ``[n, 3, h, w]``."""
         return torch.cat([normalised(pixels) for pixels in self.pictures(*seeds)])
 
-    def explained(self, method: str, *seeds: int, best: int = 0, layers: tuple[str, ...] = (), **tuning: Any) -> list[Outcome]:
+    def explained(self, method: str, *seeds: int, best: int = 0, layers: tuple[str, ...] = (), **parameters: Any) -> list[EngineResult]:
         """What the service says of each picture: of the subject's class, or of so many of the best."""
         classes = () if best else (self.class_id,)
-        tuned = METHODS[method].tune(Tuning(**tuning))
-        works = [Work(p, classes, best, method=method, layers=layers, tuning=tuned) for p in self.pictures(*seeds)]
+        tuned = METHODS[method].resolve_parameters(MethodParameters(**parameters))
+        works = [EngineRequest(p, classes, best, method=method, layers=layers, parameters=tuned) for p in self.pictures(*seeds)]
         found = []
         for outcome in self.network.run(works):
-            assert isinstance(outcome, Outcome), outcome
+            assert isinstance(outcome, EngineResult), outcome
             found.append(outcome)
         return found
 
@@ -71,7 +71,7 @@ class Subject:
         (outcome,) = self.explained(method, **asked)
         return torch.from_numpy(outcome.maps[0][0])
 
-    def rendered(self, outcomes: list[Outcome], polarity: Polarity = "positive") -> Maps:
+    def rendered(self, outcomes: list[EngineResult], polarity: Polarity = "positive") -> Maps:
         """The maps a client gets of one class each: ``[n, h, w]``, 0..1."""
         maps = []
         for outcome in outcomes:
@@ -86,15 +86,15 @@ PATCHES = VIT_SIDE // 16  # of ViT-B/16, on a side
 WIDE = {
     subject.name: subject
     for subject in (
-        Subject("resnet18", "layer4", (96, 128)),
-        Subject("resnet50", "layer4", (96, 128)),
-        Subject("vgg16", "features", (96, 128), class_id=1),
-        Subject("timm:tf_efficientnet_lite0", "bn2", (96, 128)),
-        Subject("densenet121", "features", (96, 128)),
-        Subject("mobilenet_v3_large", "features", (96, 128)),
-        Subject("convnext_tiny", "features", (96, 128)),
-        Subject("swin_t", "features.7.1.norm1", (96, 128), channels_last),
-        Subject("vit_b_16", "encoder.layers.encoder_layer_11.ln_1", (VIT_SIDE, VIT_SIDE), tokens(1, PATCHES, PATCHES)),
+        ImageInput("resnet18", "layer4", (96, 128)),
+        ImageInput("resnet50", "layer4", (96, 128)),
+        ImageInput("vgg16", "features", (96, 128), class_id=1),
+        ImageInput("timm:tf_efficientnet_lite0", "bn2", (96, 128)),
+        ImageInput("densenet121", "features", (96, 128)),
+        ImageInput("mobilenet_v3_large", "features", (96, 128)),
+        ImageInput("convnext_tiny", "features", (96, 128)),
+        ImageInput("swin_t", "features.7.1.norm1", (96, 128), channels_last),
+        ImageInput("vit_b_16", "encoder.layers.encoder_layer_11.ln_1", (VIT_SIDE, VIT_SIDE), tokens(1, PATCHES, PATCHES)),
     )
 }
 # For methods that ask a network often. What is compared is arithmetic, which does not know how large a picture is.

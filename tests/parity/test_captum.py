@@ -17,26 +17,26 @@ from captum.attr._core.gradient_shap import InputBaselineXGradient
 from tests.engine.methods.probing import explore, probe_of
 from tests.parity.matrix import Record
 from tests.parity.oracle import hold_raw
-from tests.parity.subjects import SMALL, Subject
+from tests.parity.subjects import SMALL, ImageInput
 
 nine = pytest.mark.parametrize("subject", SMALL.values(), ids=list(SMALL))
 
 
 @nine
-def test_saliency(record_property: Record, subject: Subject) -> None:
+def test_saliency(record_property: Record, subject: ImageInput) -> None:
     expected = Saliency(subject.module).attribute(subject.images().requires_grad_(), target=subject.class_id)
     hold_raw(record_property, "captum", "saliency", subject.name, subject.raw("saliency"), expected[0].amax(0))
 
 
 @nine
-def test_input_x_gradient(record_property: Record, subject: Subject) -> None:
+def test_input_x_gradient(record_property: Record, subject: ImageInput) -> None:
     expected = InputXGradient(subject.module).attribute(subject.images().requires_grad_(), target=subject.class_id)
     found = subject.raw("input_x_gradient")
     hold_raw(record_property, "captum", "input_x_gradient", subject.name, found, expected.detach()[0].sum(0))
 
 
 @nine
-def test_integrated_gradients(record_property: Record, subject: Subject) -> None:
+def test_integrated_gradients(record_property: Record, subject: ImageInput) -> None:
     expected = IntegratedGradients(subject.module).attribute(
         subject.images(), target=subject.class_id, n_steps=12, internal_batch_size=4
     )
@@ -45,7 +45,7 @@ def test_integrated_gradients(record_property: Record, subject: Subject) -> None
 
 
 @nine
-def test_smoothgrad_at_the_same_points(record_property: Record, subject: Subject) -> None:
+def test_smoothgrad_at_the_same_points(record_property: Record, subject: ImageInput) -> None:
     graph = subject.network._cuts.graph
     probing = probe_of(graph, subject.images(), "smoothgrad", subject.class_id, samples=10, noise=0.2)
     found = explore(probing)
@@ -54,7 +54,7 @@ def test_smoothgrad_at_the_same_points(record_property: Record, subject: Subject
 
 
 @nine
-def test_gradient_shap_at_the_same_points(record_property: Record, subject: Subject) -> None:
+def test_gradient_shap_at_the_same_points(record_property: Record, subject: ImageInput) -> None:
     # Without noise a point is b + alpha (x - b); with the generator's own alphas the plain colours b can be told.
     samples, graph, image = 8, subject.network._cuts.graph, subject.images()
     probing = probe_of(graph, image, "gradient_shap", subject.class_id, samples=samples, noise=0)
@@ -71,7 +71,7 @@ def test_gradient_shap_at_the_same_points(record_property: Record, subject: Subj
 
 
 @nine
-def test_occlusion(record_property: Record, subject: Subject) -> None:
+def test_occlusion(record_property: Record, subject: ImageInput) -> None:
     side = subject.size[0]
     window, stride = side // 3, side // 4  # squares overlap, and the last of a row is cut off
     expected = Occlusion(subject.module).attribute(

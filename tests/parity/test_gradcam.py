@@ -18,7 +18,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from service.engine.network import Network
-from service.engine.work import Outcome, Work
+from service.engine.types import EngineResult, EngineRequest
 from service.imaging.heatmap import render_maps
 from tests.networks import known, network
 from tests.parity.oracle import library
@@ -59,10 +59,10 @@ def theirs(name: str, layers: tuple[str, ...]) -> NDArray[np.float32]:
 
 
 def rendered(name: str, layers: tuple[str, ...]) -> NDArray[np.float32]:
-    works = [Work(image, classes=(c,), layers=layers) for image, c in zip(pictures(), CLASSES, strict=True)]
+    works = [EngineRequest(image, classes=(c,), layers=layers) for image, c in zip(pictures(), CLASSES, strict=True)]
     maps = []
     for outcome in ours(name).run(works):
-        assert isinstance(outcome, Outcome)
+        assert isinstance(outcome, EngineResult)
         (heatmap,) = render_maps(outcome.maps, polarity="positive", scale="minmax", input_size=(SIZE, SIZE))
         maps.append(heatmap.values)
     return np.stack(maps)

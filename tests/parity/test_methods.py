@@ -89,13 +89,13 @@ def theirs(name: str, method: str, **asked: Any) -> Maps:
         return library(SHARED[method], subject.module, [subject.layer], subject.images(*SEEDS), subject.reshape, **asked)
 
 
-def ours(name: str, method: str, **tuning: Any) -> Maps:
-    return WIDE[name].rendered(WIDE[name].explained(method, *SEEDS, **tuning))
+def ours(name: str, method: str, **parameters: Any) -> Maps:
+    return WIDE[name].rendered(WIDE[name].explained(method, *SEEDS, **parameters))
 
 
-def either_sign(name: str, method: str, expected: Maps, **tuning: Any) -> Maps:
+def either_sign(name: str, method: str, expected: Maps, **parameters: Any) -> Maps:
     """Our maps, each of the polarity that the library's arbitrary sign gave its own."""
-    outcomes = WIDE[name].explained(method, *SEEDS, **tuning)
+    outcomes = WIDE[name].explained(method, *SEEDS, **parameters)
     both = [WIDE[name].rendered(outcomes, "positive"), WIDE[name].rendered(outcomes, "negative")]
     return np.stack([min(pair, key=lambda one: np.abs(one - e).max()) for *pair, e in zip(*both, expected, strict=True)])
 

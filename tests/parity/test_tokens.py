@@ -15,8 +15,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from service.engine.network import Network
-from service.engine.sources import Loaded, Preprocessing
-from service.engine.work import Outcome, Work
+from service.engine.sources import LoadedNetwork, Preprocessing
+from service.engine.types import EngineResult, EngineRequest
 from service.imaging.heatmap import render_maps
 from tests.networks import seeded
 from tests.parity.oracle import channels_last, library, tokens
@@ -70,11 +70,11 @@ def test_equals_pytorch_grad_cam_with_a_reshape(name: str) -> None:
     module = seeded(build)
     pictures = np.random.default_rng(3).integers(0, 256, (len(CLASSES), *size, 3), np.uint8)
     preprocessing = Preprocessing(*size, min(size), "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    ours = Network("test", Loaded(module, preprocessing, "sha256:test"), (), torch.device("cpu"))
+    ours = Network("test", LoadedNetwork(module, preprocessing, "sha256:test"), (), torch.device("cpu"))
     assert ours.default_layers == (layer,)
     found = []
-    for outcome in ours.run([Work(image, classes=(c,)) for image, c in zip(pictures, CLASSES, strict=True)]):
-        assert isinstance(outcome, Outcome)
+    for outcome in ours.run([EngineRequest(image, classes=(c,)) for image, c in zip(pictures, CLASSES, strict=True)]):
+        assert isinstance(outcome, EngineResult)
         (heatmap,) = render_maps(outcome.maps, polarity="positive", scale="minmax", input_size=size)
         found.append(heatmap.values)
     batch = (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() - 127.5) / 127.5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.engine.methods import activation, attention, gradient, guided, head, perturbation, saliency, surrogate
+from service.engine.methods import activation, attention, gradient, guided, head, perturbation, input_gradients, surrogate
 from service.engine.methods.method import Method
 
 METHODS: dict[str, Method] = {

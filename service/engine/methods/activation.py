@@ -11,15 +11,15 @@ from torch import Tensor
 from service.engine.methods.components import first_component, first_kernel_component
 from service.engine.methods.gradient import passes, weigh
 from service.engine.methods.method import Method
-from service.engine.probe import Probe
-from service.engine.work import Tuning
+from service.engine.methods.probe import Probe
+from service.engine.types import MethodParameters
 from service.errors import MethodNotApplicable
 
 SIGMAS = 2  # above a channel's mean: where FEM counts a cell as active
 MOST_CELLS = 1600  # that kernel PCA compares with one another: about a second
 
 
-def eigencam(activations: Tensor, _: Tensor, __: Tuning) -> Tensor:
+def eigencam(activations: Tensor, _: Tensor, __: MethodParameters) -> Tensor:
     r"""Eigen-CAM: first principal component of the activations.
 
     .. math:: L = (X - \bar X) v_1, \qquad X_{ij,k} = A_{kij}
@@ -52,7 +52,7 @@ def kpca_cam(p: Probe) -> tuple[Tensor, ...]:
     return tuple(maps)
 
 
-def fem(activations: Tensor, _: Tensor, __: Tuning) -> Tensor:
+def fem(activations: Tensor, _: Tensor, __: MethodParameters) -> Tensor:
     r"""FEM, the feature explanation method: channels weighted by the share of cells in which they stand out.
 
     .. math:: L = \sum_k w_k A_k, \qquad w_k = \frac{1}{hw} \sum_{ij} [A_{kij} > \mu_k + 2 \sigma_k]
@@ -65,16 +65,16 @@ def fem(activations: Tensor, _: Tensor, __: Tuning) -> Tensor:
     return torch.einsum("nk,nkhw->nhw", shares, activations)
 
 
-def random_cam(activations: Tensor, _: Tensor, tuning: Tuning) -> Tensor:
+def random_cam(activations: Tensor, _: Tensor, parameters: MethodParameters) -> Tensor:
     r"""Channels weighted at random: the baseline that a method must beat.
 
     .. math:: L = \sum_k w_k A_k, \qquad w_k \sim U(-1, 1)
 
     pytorch-grad-cam 1.5's `RandomCAM`. The weights depend on `seed` and K alone.
     """
-    generator = torch.Generator().manual_seed(tuning.seed or 0)
+    generator = torch.Generator().manual_seed(parameters.seed or 0)
     weights = torch.rand(1, activations.shape[1], generator=generator).mul_(2).sub_(1)
-    return weigh(weights.to(activations).expand(len(activations), -1), activations, tuning)
+    return weigh(weights.to(activations).expand(len(activations), -1), activations, parameters)
 
 
 METHODS = (
@@ -84,7 +84,7 @@ METHODS = (
         cost="head",
         paper="https://arxiv.org/abs/2008.00299",
         summary="First principal component of a layer's activations; the same for every class.",
-        defaults=Tuning(aug_smooth=False),
+        defaults=MethodParameters(aug_smooth=False),
         cam=eigencam,
         gradient=False,
         passes=passes,
@@ -103,7 +103,7 @@ METHODS = (
         cost="head",
         paper="https://hal.science/hal-02963298",
         summary="Channels weighted by how much of the grid they stand out in; the same for every class.",
-        defaults=Tuning(aug_smooth=False),
+        defaults=MethodParameters(aug_smooth=False),
         cam=fem,
         gradient=False,
         passes=passes,
@@ -114,7 +114,7 @@ METHODS = (
         cost="head",
         paper="https://github.com/jacobgil/pytorch-grad-cam",
         summary="Channels weighted at random: a baseline, the same for every class.",
-        defaults=Tuning(eigen_smooth=False, aug_smooth=False, seed=0),
+        defaults=MethodParameters(eigen_smooth=False, aug_smooth=False, seed=0),
         cam=random_cam,
         gradient=False,
         passes=passes,

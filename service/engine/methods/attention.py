@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from service.engine.attention import AttentionGraph, attention_of
-from service.engine.graph import NetworkGraph
+from service.engine.graph.attention import AttentionGraph, attention_of
+from service.engine.graph.export import NetworkGraph
 from service.engine.methods.method import Method
-from service.engine.probe import Probe
-from service.engine.split import Split
-from service.engine.work import Tuning
+from service.engine.methods.probe import Probe
+from service.engine.graph.split import Split
+from service.engine.types import MethodParameters
 from service.errors import MethodNotApplicable, ParameterInvalid
 
 FAMILY = "attention"
@@ -29,8 +29,8 @@ def attention(probe: Probe) -> tuple[Tensor, ...]:
     """
     graph = attention_of(probe.network)
     seen = graph.look(probe.image)
-    fused = fuse(seen.matrices[_block(graph, probe.tuning)][0], probe.tuning.head_fusion)
-    if probe.tuning.toward == "to_class":
+    fused = fuse(seen.matrices[_block(graph, probe.parameters)][0], probe.parameters.head_fusion)
+    if probe.parameters.toward == "to_class":
         if not graph.read:
             raise MethodNotApplicable(
                 "toward: this model has no class token that patches could look at; use toward=from_class, the mean of all rows."
@@ -50,8 +50,8 @@ def attention_rollout(probe: Probe) -> tuple[Tensor, ...]:
     """
     graph = attention_of(probe.network)
     seen = graph.look(probe.image)
-    fused = [fuse(matrix[0], probe.tuning.head_fusion) for matrix in seen.matrices]
-    rolled = rollout([discard(one, probe.tuning.discard_ratio or 0.0, keep_first=bool(graph.read)) for one in fused])
+    fused = [fuse(matrix[0], probe.parameters.head_fusion) for matrix in seen.matrices]
+    rolled = rollout([discard(one, probe.parameters.discard_ratio or 0.0, keep_first=bool(graph.read)) for one in fused])
     return (graph.grid(graph.of_class(rolled)),)
 
 
@@ -87,7 +87,7 @@ def legrad(probe: Probe) -> tuple[Tensor, ...]:
     takes the last two, -2.
     """
     graph, head = block_by_block(probe.network)
-    first = _block(graph, probe.tuning)
+    first = _block(graph, probe.parameters)
     felt = []
     with torch.enable_grad():
         seen = graph.look(probe.image)
@@ -133,8 +133,8 @@ def rollout(fused: list[Tensor]) -> Tensor:
     return rolled
 
 
-def _block(graph: AttentionGraph, tuning: Tuning) -> int:
-    block = tuning.block or 0
+def _block(graph: AttentionGraph, parameters: MethodParameters) -> int:
+    block = parameters.block or 0
     if not -graph.blocks <= block < graph.blocks:
         raise ParameterInvalid(
             f"block: this model has {graph.blocks} attention blocks: 0 to {graph.blocks - 1}, or from the last, -1 to "
@@ -150,7 +150,7 @@ METHODS = (
         cost="forward",
         paper="https://arxiv.org/abs/2010.11929",
         summary="What the class token of one block attends to; the same for every class.",
-        defaults=Tuning(head_fusion="mean", block=-1, toward="from_class"),
+        defaults=MethodParameters(head_fusion="mean", block=-1, toward="from_class"),
         explore=attention,
         layered=False,
         fits=attention_of,
@@ -161,7 +161,7 @@ METHODS = (
         cost="forward",
         paper="https://arxiv.org/abs/2005.00928",
         summary="Attention followed from the class token back through all blocks; the same for every class.",
-        defaults=Tuning(head_fusion="mean", discard_ratio=0.0),
+        defaults=MethodParameters(head_fusion="mean", discard_ratio=0.0),
         explore=attention_rollout,
         layered=False,
         fits=attention_of,
@@ -182,7 +182,7 @@ METHODS = (
         cost="forward",
         paper="https://arxiv.org/abs/2404.03214",
         summary="Gradient of the class's logit toward attention, block by block.",
-        defaults=Tuning(block=0),
+        defaults=MethodParameters(block=0),
         explore=legrad,
         layered=False,
         fits=block_by_block,

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from service.engine.methods.components import first_component, total
 from service.engine.methods.method import Cam, Method
-from service.engine.smoothing import VIEWS
-from service.engine.work import Tuning
+from service.engine.methods.augmentation import VIEWS
+from service.engine.types import MethodParameters
 
 
-def gradcam(activations: Tensor, gradients: Tensor, tuning: Tuning) -> Tensor:
+def gradcam(activations: Tensor, gradients: Tensor, parameters: MethodParameters) -> Tensor:
     r"""Grad-CAM: channels weighted by their mean gradient.
 
     .. math:: L = \sum_k w_k A_k, \qquad w_k = \frac{1}{hw} \sum_{ij} G_{kij}
@@ -24,10 +24,10 @@ def gradcam(activations: Tensor, gradients: Tensor, tuning: Tuning) -> Tensor:
     Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391, equations 1 and 2 before the ReLU, which is `polarity=positive`.
     Convention of pytorch-grad-cam 1.5's `GradCAM`.
     """
-    return weigh(gradients.mean(dim=(2, 3)), activations, tuning)
+    return weigh(gradients.mean(dim=(2, 3)), activations, parameters)
 
 
-def hirescam(activations: Tensor, gradients: Tensor, tuning: Tuning) -> Tensor:
+def hirescam(activations: Tensor, gradients: Tensor, parameters: MethodParameters) -> Tensor:
     r"""HiResCAM: every cell weighted by its own gradient.
 
     .. math:: L_{ij} = \sum_k G_{kij} A_{kij}
@@ -35,20 +35,20 @@ def hirescam(activations: Tensor, gradients: Tensor, tuning: Tuning) -> Tensor:
     Draelos and Carin 2020, https://arxiv.org/abs/2011.08891. Convention of pytorch-grad-cam 1.5's `HiResCAM`. On a head that is
     global average pooling and one linear layer it equals Grad-CAM and the original CAM.
     """
-    return total(gradients * activations, eigen_smooth=tuning.eigen_smooth)
+    return total(gradients * activations, eigen_smooth=parameters.eigen_smooth)
 
 
-def gradcam_elementwise(activations: Tensor, gradients: Tensor, tuning: Tuning) -> Tensor:
+def gradcam_elementwise(activations: Tensor, gradients: Tensor, parameters: MethodParameters) -> Tensor:
     r"""HiResCAM with what speaks against the class left out, channel by channel.
 
     .. math:: L_{ij} = \sum_k \max(G_{kij} A_{kij}, 0)
 
     pytorch-grad-cam 1.5's `GradCAMElementWise`, after the elementwise product of https://arxiv.org/abs/2011.08891.
     """
-    return total((gradients * activations).relu(), eigen_smooth=tuning.eigen_smooth)
+    return total((gradients * activations).relu(), eigen_smooth=parameters.eigen_smooth)
 
 
-def gradcam_plusplus(activations: Tensor, gradients: Tensor, tuning: Tuning) -> Tensor:
+def gradcam_plusplus(activations: Tensor, gradients: Tensor, parameters: MethodParameters) -> Tensor:
     r"""Grad-CAM++: positive gradients, weighted so that small and repeated objects count as large ones do.
 
     .. math:: L = \sum_k w_k A_k, \qquad w_k = \sum_{ij} \frac{\max(G_{kij}, 0)}{2 + G_{kij} \sum_{ab} A_{kab}}
@@ -61,10 +61,10 @@ def gradcam_plusplus(activations: Tensor, gradients: Tensor, tuning: Tuning) -> 
     """
     denominators = 2 + gradients * activations.sum(dim=(2, 3), keepdim=True)
     shares = torch.where(denominators == 0, 0, gradients.relu() / denominators)
-    return weigh(shares.sum(dim=(2, 3)), activations, tuning)
+    return weigh(shares.sum(dim=(2, 3)), activations, parameters)
 
 
-def xgradcam(activations: Tensor, gradients: Tensor, tuning: Tuning) -> Tensor:
+def xgradcam(activations: Tensor, gradients: Tensor, parameters: MethodParameters) -> Tensor:
     r"""XGrad-CAM: channels weighted by their gradient where they are active.
 
     .. math:: L = \sum_k w_k A_k, \qquad w_k = \frac{\sum_{ij} G_{kij} A_{kij}}{\sum_{ij} A_{kij}}
@@ -75,10 +75,10 @@ def xgradcam(activations: Tensor, gradients: Tensor, tuning: Tuning) -> Tensor:
     """
     sums = activations.sum(dim=(2, 3))
     weights = (gradients * activations).sum(dim=(2, 3)) / sums
-    return weigh(torch.where(sums == 0, 0, weights), activations, tuning)
+    return weigh(torch.where(sums == 0, 0, weights), activations, parameters)
 
 
-def layercam(activations: Tensor, gradients: Tensor, tuning: Tuning) -> Tensor:
+def layercam(activations: Tensor, gradients: Tensor, parameters: MethodParameters) -> Tensor:
     r"""LayerCAM: every cell weighted by its own gradient where that is positive; fit for early layers too.
 
     .. math:: L_{ij} = \sum_k \max(G_{kij}, 0) A_{kij}
@@ -86,10 +86,10 @@ def layercam(activations: Tensor, gradients: Tensor, tuning: Tuning) -> Tensor:
     Jiang et al. 2021, https://ieeexplore.ieee.org/document/9462463, equations 6 to 8 before the ReLU. Convention of
     pytorch-grad-cam 1.5's `LayerCAM`.
     """
-    return total(gradients.relu() * activations, eigen_smooth=tuning.eigen_smooth)
+    return total(gradients.relu() * activations, eigen_smooth=parameters.eigen_smooth)
 
 
-def eigengradcam(activations: Tensor, gradients: Tensor, _: Tuning) -> Tensor:
+def eigengradcam(activations: Tensor, gradients: Tensor, _: MethodParameters) -> Tensor:
     r"""Eigen-Grad-CAM: first principal component of the elementwise product of gradients and activations.
 
     .. math:: L = (X - \bar X) v_1, \qquad X_{ij,k} = G_{kij} A_{kij}
@@ -100,20 +100,20 @@ def eigengradcam(activations: Tensor, gradients: Tensor, _: Tuning) -> Tensor:
     return first_component(gradients * activations)
 
 
-def weigh(weights: Tensor, activations: Tensor, tuning: Tuning) -> Tensor:
+def weigh(weights: Tensor, activations: Tensor, parameters: MethodParameters) -> Tensor:
     """Maps ``[N, h, w]`` of channels weighted by ``[N, K]``: their sum, or their first principal component."""
-    if tuning.eigen_smooth:
+    if parameters.eigen_smooth:
         return first_component(weights[..., None, None] * activations)
     return torch.einsum("nk,nkhw->nhw", weights, activations)
 
 
-def passes(tuning: Tuning) -> int:
+def passes(parameters: MethodParameters) -> int:
     """Forward passes of a picture: one, or one for each of its views."""
-    return VIEWS if tuning.aug_smooth else 1
+    return VIEWS if parameters.aug_smooth else 1
 
 
 def _method(name: str, cam: Cam, paper: str, summary: str) -> Method:
-    smoothing = Tuning(aug_smooth=False) if cam is eigengradcam else Tuning(eigen_smooth=False, aug_smooth=False)
+    smoothing = MethodParameters(aug_smooth=False) if cam is eigengradcam else MethodParameters(eigen_smooth=False, aug_smooth=False)
     return Method(name, "gradient at a layer", "head", paper, summary, smoothing, cam, passes=passes)
 
 

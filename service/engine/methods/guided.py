@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from service.engine.graph import NetworkGraph
+from service.engine.graph.export import NetworkGraph
 from service.engine.methods.gradient import gradcam
 from service.engine.methods.method import NO_PARAMETERS, Method
-from service.engine.methods.saliency import GRADIENT_COST
-from service.engine.probe import Cut, Probe
+from service.engine.methods.input_gradients import GRADIENT_COST
+from service.engine.methods.probe import LayerSplit, Probe
 from service.errors import MethodNotApplicable
 
 _aten = torch.ops.aten
@@ -71,7 +71,7 @@ def _guided(p: Probe) -> Tensor:
     return replace(p, network=guide(p.network)).gradient(p.image)[0]
 
 
-def _coarse(p: Probe, cut: Cut, size: torch.Size) -> Tensor:
+def _coarse(p: Probe, cut: LayerSplit, size: torch.Size) -> Tensor:
     """The positive part of Grad-CAM at a cut, at the input's size."""
     leaf = cut.activations.requires_grad_()
     with torch.enable_grad():

@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from service.engine.methods.gradient import gradcam, weigh
 from service.engine.methods.method import Method
-from service.engine.probe import HEAD_ROWS, Cut, Probe
-from service.engine.work import Tuning
+from service.engine.methods.probe import HEAD_ROWS, LayerSplit, Probe
+from service.engine.types import MethodParameters
 
 # Which attention kernel runs is a setting of the whole process, and must be put back by who changed it first.
 _kernel = threading.Lock()
@@ -39,7 +39,7 @@ def ablationcam(p: Probe) -> tuple[Tensor, ...]:
     return tuple(_ablationcam(p, cut) for cut in p.cuts)
 
 
-def _ablationcam(p: Probe, cut: Cut) -> Tensor:
+def _ablationcam(p: Probe, cut: LayerSplit) -> Tensor:
     own = cut.activations
 
     def without(channels: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def _ablationcam(p: Probe, cut: Cut) -> Tensor:
         return p.score(cut.logits(rows))
 
     weights = p.score(p.head(cut, own)) - p.chunked(without, torch.arange(own.shape[1]), HEAD_ROWS)
-    return weigh(weights[None], own, p.tuning)[0]
+    return weigh(weights[None], own, p.parameters)[0]
 
 
 def reciprocam(p: Probe) -> tuple[Tensor, ...]:
@@ -64,7 +64,7 @@ def reciprocam(p: Probe) -> tuple[Tensor, ...]:
     return tuple(_reciprocam(p, cut) for cut in p.cuts)
 
 
-def _reciprocam(p: Probe, cut: Cut) -> Tensor:
+def _reciprocam(p: Probe, cut: LayerSplit) -> Tensor:
     own = cut.activations
     size = (own.shape[2], own.shape[3])
     cells = size[0] * size[1]
@@ -91,7 +91,7 @@ def shapleycam(p: Probe) -> tuple[Tensor, ...]:
     return tuple(_shapleycam(p, cut) for cut in p.cuts)
 
 
-def _shapleycam(p: Probe, cut: Cut) -> Tensor:
+def _shapleycam(p: Probe, cut: LayerSplit) -> Tensor:
     own = cut.activations.requires_grad_()
     # Only the plain attention kernel can be differentiated twice.
     with _kernel, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
@@ -100,7 +100,7 @@ def _shapleycam(p: Probe, cut: Cut) -> Tensor:
         if gradient.requires_grad:
             (curvature,) = torch.autograd.grad(gradient, own, own.detach(), allow_unused=True)
     shared = gradient.detach() if curvature is None else gradient.detach() - curvature / 2
-    return gradcam(own.detach(), shared, p.tuning)[0]
+    return gradcam(own.detach(), shared, p.parameters)[0]
 
 
 def finercam(p: Probe) -> tuple[Tensor, ...]:
@@ -131,17 +131,17 @@ def _rivals(p: Probe) -> Tensor:
         return torch.tensor([p.versus], device=p.logits.device)
     distance = (p.logits - p.logits[p.class_id]).abs()
     distance[p.class_id] = -1
-    return distance.argsort(stable=True)[1 : 1 + (p.tuning.rivals or 0)]
+    return distance.argsort(stable=True)[1 : 1 + (p.parameters.rivals or 0)]
 
 
-def _gradcam(p: Probe, cut: Cut, score: Callable[[Tensor], Tensor]) -> Tensor:
+def _gradcam(p: Probe, cut: LayerSplit, score: Callable[[Tensor], Tensor]) -> Tensor:
     own = cut.activations.requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(score(cut.logits(own)).sum(), own)
-    return gradcam(own.detach(), gradient, p.tuning)[0]
+    return gradcam(own.detach(), gradient, p.parameters)[0]
 
 
-_head_method = functools.partial(Method, family="head of the network", defaults=Tuning(eigen_smooth=False))
+_head_method = functools.partial(Method, family="head of the network", defaults=MethodParameters(eigen_smooth=False))
 
 METHODS = (
     _head_method(
@@ -157,7 +157,7 @@ METHODS = (
         cost="many forwards",
         paper="https://arxiv.org/abs/2209.14074",
         summary="The logit that each cell of a layer brings about by itself; only the head is run again.",
-        defaults=Tuning(),
+        defaults=MethodParameters(),
         explore=reciprocam,
     ),
     _head_method(
@@ -173,7 +173,7 @@ METHODS = (
         cost="head",
         paper="https://arxiv.org/abs/2501.11309",
         summary="Grad-CAM for what sets the class apart from the `rivals` classes most like it.",
-        defaults=Tuning(eigen_smooth=False, rivals=3),
+        defaults=MethodParameters(eigen_smooth=False, rivals=3),
         explore=finercam,
     ),
 )

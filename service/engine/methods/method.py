@@ -8,15 +8,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from service.engine.graph import NetworkGraph
-from service.engine.probe import Probe
-from service.engine.work import Tuning
+from service.engine.graph.export import NetworkGraph
+from service.engine.methods.probe import Probe
+from service.engine.types import MethodParameters
 from service.errors import MethodNotApplicable, ParameterInvalid
 
-NO_PARAMETERS = Tuning()
+NO_PARAMETERS = MethodParameters()
 
 Cost = Literal["head", "forward", "many forwards"]
-Cam = Callable[[Tensor, Tensor, Tuning], Tensor]
+Cam = Callable[[Tensor, Tensor, MethodParameters], Tensor]
 Explore = Callable[[Probe], "tuple[Tensor, ...]"]
 
 
@@ -44,18 +44,18 @@ class Method:
     cost: Cost
     paper: str
     summary: str
-    defaults: Tuning = NO_PARAMETERS
+    defaults: MethodParameters = NO_PARAMETERS
     cam: Cam | None = None
     gradient: bool = True
     explore: Explore | None = None
     layered: bool = True
     fits: Callable[[NetworkGraph], object] = lambda _: None
-    passes: Callable[[Tuning], int] = lambda _: 1
+    passes: Callable[[MethodParameters], int] = lambda _: 1
 
     @property
     def parameters(self) -> tuple[str, ...]:
         """Names of its parameters."""
-        return tuple(field.name for field in fields(Tuning) if getattr(self.defaults, field.name) is not None)
+        return tuple(field.name for field in fields(MethodParameters) if getattr(self.defaults, field.name) is not None)
 
     def misfit(self, network: NetworkGraph) -> str | None:
         """Why it does not fit a network; None where it does."""
@@ -65,13 +65,13 @@ class Method:
             return error.detail
         return None
 
-    def tune(self, asked: Tuning) -> Tuning:
+    def resolve_parameters(self, asked: MethodParameters) -> MethodParameters:
         """The parameters asked for, the method's defaults for the rest.
 
         Raises:
             ParameterInvalid: a parameter is asked for that the method does not have.
         """
-        given = {field.name: getattr(asked, field.name) for field in fields(Tuning) if getattr(asked, field.name) is not None}
+        given = {field.name: getattr(asked, field.name) for field in fields(MethodParameters) if getattr(asked, field.name) is not None}
         for name in given:
             if name not in self.parameters:
                 own = ", ".join(self.parameters) or "none"

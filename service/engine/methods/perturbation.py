@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from service.engine.methods.method import Method
-from service.engine.probe import WHOLE_ROWS, Cut, Probe
-from service.engine.work import Tuning
+from service.engine.methods.probe import WHOLE_ROWS, LayerSplit, Probe
+from service.engine.types import MethodParameters
 from service.errors import ParameterInvalid
 
 SHOWN = 0.5  # share of a RISE mask's cells that stay visible
@@ -35,9 +35,9 @@ def scorecam(p: Probe) -> tuple[Tensor, ...]:
     return tuple(_scorecam(p, cut) for cut in p.cuts)
 
 
-def _scorecam(p: Probe, cut: Cut) -> Tensor:
+def _scorecam(p: Probe, cut: LayerSplit) -> Tensor:
     channels = cut.activations[0]
-    samples = p.tuning.samples
+    samples = p.parameters.samples
     assert samples is not None
     if samples < len(channels):
         channels = channels[channels.flatten(1).var(1).topk(samples).indices]
@@ -63,7 +63,7 @@ def rise(p: Probe) -> tuple[Tensor]:
     that remains is the same up to a constant in the limit, less noisy for few masks, and signed: above 0 is what raises the
     score. n is `samples`.
     """
-    samples = p.tuning.samples
+    samples = p.parameters.samples
     assert samples is not None
     generator = p.generator
     shown = torch.rand(samples, 1, CELLS + 1, CELLS + 1, generator=generator) < SHOWN
@@ -105,7 +105,7 @@ def occlusion(p: Probe) -> tuple[Tensor]:
     Raises:
         ParameterInvalid: the stride leaves pixels between the squares.
     """
-    window, stride = p.tuning.window, p.tuning.stride
+    window, stride = p.parameters.window, p.parameters.stride
     assert window is not None
     assert stride is not None
     if stride > window:
@@ -132,9 +132,9 @@ def _starts(side: int, window: int, stride: int) -> Iterator[int]:
     return iter(range(0, max(0, side - window) + stride, stride))
 
 
-def _squares(tuning: Tuning) -> int:
+def _squares(parameters: MethodParameters) -> int:
     """How many squares an input of the usual size has."""
-    return len(list(_starts(USUAL_SIDE, tuning.window or 1, tuning.stride or 1))) ** 2
+    return len(list(_starts(USUAL_SIDE, parameters.window or 1, parameters.stride or 1))) ** 2
 
 
 METHODS = (
@@ -144,9 +144,9 @@ METHODS = (
         cost="many forwards",
         paper="https://arxiv.org/abs/1910.01279",
         summary="Channels of a layer weighted by the logit of the picture seen through each; `samples` bounds how many.",
-        defaults=Tuning(samples=128),
+        defaults=MethodParameters(samples=128),
         explore=scorecam,
-        passes=lambda tuning: tuning.samples or 0,
+        passes=lambda parameters: parameters.samples or 0,
     ),
     Method(
         name="rise",
@@ -154,10 +154,10 @@ METHODS = (
         cost="many forwards",
         paper="https://arxiv.org/abs/1806.07421",
         summary="Random masks weighted by the class's logit of what each leaves visible.",
-        defaults=Tuning(samples=160, seed=0),
+        defaults=MethodParameters(samples=160, seed=0),
         explore=rise,
         layered=False,
-        passes=lambda tuning: tuning.samples or 0,
+        passes=lambda parameters: parameters.samples or 0,
     ),
     Method(
         name="occlusion",
@@ -165,7 +165,7 @@ METHODS = (
         cost="many forwards",
         paper="https://arxiv.org/abs/1311.2901",
         summary="How much of the class's logit is lost when a square of the picture is covered with the mean colour.",
-        defaults=Tuning(window=48, stride=24),
+        defaults=MethodParameters(window=48, stride=24),
         explore=occlusion,
         layered=False,
         passes=_squares,

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.methods.method import Method
-from service.engine.probe import WHOLE_ROWS, Probe
-from service.engine.superpixels import superpixels
-from service.engine.work import Tuning
+from service.engine.methods.probe import WHOLE_ROWS, Probe
+from service.engine.methods.superpixels import superpixels
+from service.engine.types import MethodParameters
 
 KERNEL_WIDTH = 0.25  # of LIME, over cosine distances
 RIDGE = 1.0
@@ -35,7 +35,7 @@ def lime(p: Probe) -> tuple[Tensor]:
     {0, 1}^M, M about `segments`, `samples` coalitions.
     """
     samples, labels, count = _prepare(p)
-    random = np.random.default_rng(p.tuning.seed)
+    random = np.random.default_rng(p.parameters.seed)
     shown = random.random((samples, count)) < 0.5
     shown[0] = True
     scores = _scores(p, shown, labels)
@@ -54,7 +54,7 @@ def kernel_shap(p: Probe) -> tuple[Tensor]:
     x_0 is the picture with all covered. The coefficients add up to s(x) - s(x_0); the map repeats each on all its pixels.
     """
     samples, labels, count = _prepare(p)
-    random = np.random.default_rng(p.tuning.seed)
+    random = np.random.default_rng(p.parameters.seed)
     shown = np.concatenate([np.ones((1, count), bool), np.zeros((1, count), bool), coalitions(random, samples, count)])
     whole, blank, *scores = _scores(p, shown, labels)
     return (_spread(p, shapley(shown[2:], np.array(scores) - blank, whole - blank), labels),)
@@ -91,7 +91,7 @@ def ridge(shown: Coalitions, scores: Numbers, weights: Numbers, penalty: float) 
 
 def _prepare(p: Probe) -> tuple[int, NDArray[np.int64], int]:
     """The number of samples, the superpixels ``[H, W]``, and how many there are."""
-    samples, segments = p.tuning.samples, p.tuning.segments
+    samples, segments = p.parameters.samples, p.parameters.segments
     assert samples is not None
     assert segments is not None
     labels = superpixels(p.image[0].permute(1, 2, 0).cpu().numpy(), segments)
@@ -119,10 +119,10 @@ METHODS = (
         cost="many forwards",
         paper="https://arxiv.org/abs/1602.04938",
         summary="Linear model over superpixels, fitted to pictures with half of them covered, the more visible weighing more.",
-        defaults=Tuning(samples=160, segments=40, seed=0),
+        defaults=MethodParameters(samples=160, segments=40, seed=0),
         explore=lime,
         layered=False,
-        passes=lambda tuning: tuning.samples or 0,
+        passes=lambda parameters: parameters.samples or 0,
     ),
     Method(
         name="kernel_shap",
@@ -130,9 +130,9 @@ METHODS = (
         cost="many forwards",
         paper="https://arxiv.org/abs/1705.07874",
         summary="Shapley values of superpixels: what each adds to the logit, averaged over which others are there.",
-        defaults=Tuning(samples=160, segments=40, seed=0),
+        defaults=MethodParameters(samples=160, segments=40, seed=0),
         explore=kernel_shap,
         layered=False,
-        passes=lambda tuning: (tuning.samples or 0) + 2,
+        passes=lambda parameters: (parameters.samples or 0) + 2,
     ),
 )

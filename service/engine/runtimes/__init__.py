@@ -16,18 +16,18 @@ from torch import Tensor
 from service.engine.runtimes import openvino
 from service.engine.runtimes.precision import disagreement, speedup
 from service.engine.runtimes.torch import TorchTrunk, Trunk, has_bf16
-from service.engine.work import Outcome
+from service.engine.types import EngineResult
 from service.errors import ConfigurationError
 
 FASTER: Final = 1.1  # or it is not worth the rounding
 
-Answers = Callable[[Trunk], Sequence[Outcome]]
+Answers = Callable[[Trunk], Sequence[EngineResult]]
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RuntimeOptions:
     """What is asked for.
 
     Attributes:
@@ -46,10 +46,10 @@ class Plan:
         return (self.engine, self.precision) == ("torch", "fp32")
 
 
-EXACT: Final = Plan("torch", "fp32")  # what every network can have
+TORCH_FP32: Final = RuntimeOptions("torch", "fp32")  # what every network can have
 
 
-def choose(name: str, trunk: TorchTrunk, images: Tensor, plan: Plan, answers: Answers) -> Trunk:
+def choose(name: str, trunk: TorchTrunk, images: Tensor, plan: RuntimeOptions, answers: Answers) -> Trunk:
     """The trunk to serve with.
 
     Args:
@@ -62,7 +62,7 @@ def choose(name: str, trunk: TorchTrunk, images: Tensor, plan: Plan, answers: An
     Raises:
         ConfigurationError: an engine or precision that was asked for by name is not to be had.
     """
-    jury = _Jury(name, trunk, images, plan, answers)
+    jury = _CalibrationCheck(name, trunk, images, plan, answers)
     on_cpu = images.device.type == "cpu"
     if plan.engine == "openvino" or (plan.engine == "auto" and on_cpu and openvino.available()):
         try:
@@ -79,7 +79,7 @@ def choose(name: str, trunk: TorchTrunk, images: Tensor, plan: Plan, answers: An
     return jury.settle(lambda: trunk, trunk.halved, capable=has_bf16(images.device))
 
 
-def _openvino(jury: _Jury, *, on_cpu: bool) -> Trunk:
+def _openvino(jury: _CalibrationCheck, *, on_cpu: bool) -> Trunk:
     """Anything may be raised: a network that OpenVINO does not understand fails in many ways."""
     plan = jury.plan
     if not openvino.available():
@@ -102,16 +102,16 @@ def _openvino(jury: _Jury, *, on_cpu: bool) -> Trunk:
     )
 
 
-class _Jury:
+class _CalibrationCheck:
     """Holds the trunks of one network against the one that torch runs in float32."""
 
-    def __init__(self, name: str, trunk: TorchTrunk, images: Tensor, plan: Plan, answers: Answers) -> None:
+    def __init__(self, name: str, trunk: TorchTrunk, images: Tensor, plan: RuntimeOptions, answers: Answers) -> None:
         self.name = name
         self.trunk = trunk
         self.images = images
         self.plan = plan
         self._answers = answers
-        self._expected: Sequence[Outcome] = ()
+        self._expected: Sequence[EngineResult] = ()
 
     def objection(self, trunk: Trunk) -> str | None:
         """Why a trunk may not stand in for the exact one."""

@@ -10,7 +10,7 @@ import structlog
 import torch
 from torch import Tensor, fx
 
-from service.engine.exclusive import BUILDING
+from service.engine.device import BUILD_LOCK
 from service.engine.runtimes.lowering import lowered
 from service.engine.runtimes.torch import Precision
 
@@ -38,7 +38,7 @@ class OpenVINOTrunk:
             "INFERENCE_NUM_THREADS": threads * calls,
             "NUM_STREAMS": calls,
         }
-        with BUILDING:
+        with BUILD_LOCK:
             self._compiled = _core().compile_model(model, "CPU", settings)
         # A request holds the buffers of one call: as many are made as calls were ever under way at once.
         self._idle: list[Any] = []
@@ -77,7 +77,7 @@ def convert(trunk: fx.GraphModule, example: Tensor) -> Any:
     # Neither Core.read_model nor openvino.convert_model: the one reads files, the other adds a second or two of its own.
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder  # noqa: PLC0415  (optional)
 
-    with BUILDING:
+    with BUILD_LOCK:
         try:
             model = _read(TorchFXPythonDecoder(lowered(trunk)))
         except Exception as error:

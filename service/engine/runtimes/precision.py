@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from service.engine.runtimes.torch import Trunk
-from service.engine.work import Outcome
+from service.engine.types import EngineResult
 
 PHOTOGRAPHS: Final = Path(__file__).parents[1] / "calibration"
 CORRELATION: Final = 0.99  # of each map, at least
@@ -35,7 +35,7 @@ def photographs(height: int, width: int) -> list[NDArray[np.uint8]]:
     return pictures
 
 
-def disagreement(expected: Sequence[Outcome], found: Sequence[Outcome]) -> str | None:
+def disagreement(expected: Sequence[EngineResult], found: Sequence[EngineResult]) -> str | None:
     """Where answers differ too much from those expected, for the log; None where they agree.
 
     They agree when for every picture the best class is the same, and its maps correlate by at least `CORRELATION`.

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, Self
 import torch
 from torch import Tensor, fx
 
-from service.engine.exclusive import BUILDING
+from service.engine.device import BUILD_LOCK
 
 Precision = Literal["fp32", "bf16"]
 
@@ -50,7 +50,7 @@ class TorchTrunk:
 
     def halved(self) -> Self:
         """A copy in bfloat16; where the graph itself names float32, running it fails."""
-        with BUILDING:
+        with BUILD_LOCK:
             module = copy.deepcopy(self.module).to(torch.bfloat16).to(memory_format=torch.channels_last)
         return type(self)(module, "bf16")
 

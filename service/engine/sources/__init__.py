@@ -13,10 +13,10 @@ from typing import Final, cast
 import torch
 from torch import Tensor, nn
 
-from service.engine.card import Card
-from service.engine.exclusive import BUILDING
-from service.engine.sources.base import Built, Preprocessing, Source, returning
-from service.engine.weights import checkpoint, state_digest
+from service.engine.cards.card import Card
+from service.engine.device import BUILD_LOCK
+from service.engine.sources.base import SourceNetwork, Preprocessing, Source, returning
+from service.engine.sources.checkpoint import checkpoint, state_digest
 from service.errors import ConfigurationError
 
 __all__ = ["Loaded", "Preprocessing", "load"]
@@ -25,7 +25,7 @@ OPTIONAL: Final = {"transformers", "keras"}  # installed as extras of the same n
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedNetwork:
     """A network on the CPU in eval mode with frozen parameters, taking float32 ``[N, C, height, width]``.
 
     C is the length of the preprocessing's mean. `digest` is "sha256:..." of the checkpoint, or of all parameters and buffers
@@ -37,7 +37,7 @@ class Loaded:
     digest: str
 
 
-def load(card: Card, *, random_weights: bool = False) -> Loaded:
+def load(card: Card, *, random_weights: bool = False) -> LoadedNetwork:
     """Builds the card's network and fills in its weights.
 
     Args:
@@ -50,7 +50,7 @@ def load(card: Card, *, random_weights: bool = False) -> Loaded:
     """
     path, digest = checkpoint(card) if card.weights.file is not None else (None, None)
     try:
-        with BUILDING:
+        with BUILD_LOCK:
             source = _source(card)
             if path is not None:
                 built = source.from_file(card, path)
@@ -69,7 +69,7 @@ def load(card: Card, *, random_weights: bool = False) -> Loaded:
     module = built.module.requires_grad_(requires_grad=False)
     if card.labels.activation == "sigmoid":
         module = returning(module, _both_sides)
-    return Loaded(module, _overridden(card, built.preprocessing), digest or state_digest(module))
+    return LoadedNetwork(module, _overridden(card, built.preprocessing), digest or state_digest(module))
 
 
 def _source(card: Card) -> Source:
@@ -84,7 +84,7 @@ def _source(card: Card) -> Source:
         ) from error
 
 
-def _from_hub(source: Source, card: Card) -> Built:
+def _from_hub(source: Source, card: Card) -> SourceNetwork:
     try:
         return source.from_hub(card)
     except (OSError, RuntimeError) as error:

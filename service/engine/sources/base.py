@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
 
-from service.engine.card import Card, Channels, Fit, Interpolation
+from service.engine.cards.card import Card, Channels, Fit, Interpolation
 
 Logits = Callable[[Any], Tensor]
 
@@ -38,7 +38,7 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class SourceNetwork:
     """A network as its source gives it, on the CPU, and that source's own preprocessing."""
 
     module: nn.Module
@@ -52,13 +52,13 @@ class Source(Protocol):
     `RuntimeError` through where a hub cannot be reached.
     """
 
-    def from_architecture(self, card: Card) -> Built:
+    def from_architecture(self, card: Card) -> SourceNetwork:
         """The network with the weights it is born with, drawn from torch's global generator; nothing is fetched."""
 
-    def from_file(self, card: Card, path: Path) -> Built:
+    def from_file(self, card: Card, path: Path) -> SourceNetwork:
         """The network with the weights of a file whose digest has been checked."""
 
-    def from_hub(self, card: Card) -> Built:
+    def from_hub(self, card: Card) -> SourceNetwork:
         """The network with the weights that the card names, fetched by the library or taken from its cache."""
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from service.engine.card import Card
-from service.engine.sources.base import Built, Preprocessing
+from service.engine.cards.card import Card
+from service.engine.sources.base import SourceNetwork, Preprocessing
 from service.errors import ConfigurationError
 
 
@@ -43,13 +43,13 @@ def _import_keras() -> Any:
 keras: Any = _import_keras()
 
 
-def from_architecture(card: Card) -> Built:
+def from_architecture(card: Card) -> SourceNetwork:
     """See `Source`."""
     with _cpu(card), _seeded():
         return _built(card, _application(card, None))
 
 
-def from_file(card: Card, path: Path) -> Built:
+def from_file(card: Card, path: Path) -> SourceNetwork:
     """See `Source`: a whole model (`.keras`), or the weights alone (`.weights.h5`, `.h5`) of a named application.
 
     A saved model is read in safe mode: one that carries Python code of its own (Lambda layers) is refused.
@@ -68,7 +68,7 @@ def from_file(card: Card, path: Path) -> Built:
         return _built(card, model)
 
 
-def from_hub(card: Card) -> Built:
+def from_hub(card: Card) -> SourceNetwork:
     """See `Source`; Keras checks its files' digests itself."""
     if card.weights.name is None:
         raise ConfigurationError(f"card {card.name}: weights: source keras takes name, such as imagenet; not hub")
@@ -133,7 +133,7 @@ def _application(card: Card, weights: str | None) -> Any:
     return builder(weights=weights, input_shape=shape, **card.architecture.args)
 
 
-def _built(card: Card, model: Any) -> Built:
+def _built(card: Card, model: Any) -> SourceNetwork:
     functional = _functional(model)
     shape = getattr(functional, "input_shape", None)
     if functional is None or not isinstance(shape, tuple) or len(shape) != 4:
@@ -147,7 +147,7 @@ def _built(card: Card, model: Any) -> Built:
         height, width = (crop, crop) if isinstance(crop, int) else crop
     mean, std, reversed_channels = _scaling(card, channels)
     module = Classifier(functional, reversed_channels=reversed_channels)
-    return Built(module, Preprocessing(height, width, min(height, width), "bilinear", mean, std, "squash"))
+    return SourceNetwork(module, Preprocessing(height, width, min(height, width), "bilinear", mean, std, "squash"))
 
 
 def _functional(layer: Any) -> Any:

@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from service.engine.card import Card
-from service.engine.sources.base import Built, Preprocessing
+from service.engine.cards.card import Card
+from service.engine.sources.base import SourceNetwork, Preprocessing
 from service.errors import ConfigurationError
 
 
-def from_architecture(card: Card) -> Built:
+def from_architecture(card: Card) -> SourceNetwork:
     """There is none without the file; see `Source`."""
     raise _no_file(card)
 
 
-def from_hub(card: Card) -> Built:
+def from_hub(card: Card) -> SourceNetwork:
     """There is none; see `Source`."""
     raise _no_file(card)
 
 
-def from_file(card: Card, path: Path) -> Built:
+def from_file(card: Card, path: Path) -> SourceNetwork:
     """See `Source`; mean and std are the card's to say, and the size where the program leaves it free.
 
     Raises:
@@ -44,7 +44,7 @@ def from_file(card: Card, path: Path) -> Built:
     height, width = _size(card, program)
     module: Any = program.module(check_guards=False)
     assert isinstance(module, nn.Module)
-    return Built(
+    return SourceNetwork(
         module, Preprocessing(height, width, min(height, width), "bilinear", card.preprocess.mean, card.preprocess.std)
     )
 

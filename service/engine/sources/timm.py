@@ -9,9 +9,9 @@ import timm
 import timm.data.config
 from torch import nn
 
-from service.engine.card import Card
-from service.engine.sources.base import Built, Preprocessing
-from service.engine.weights import load_into, read_state
+from service.engine.cards.card import Card
+from service.engine.sources.base import SourceNetwork, Preprocessing
+from service.engine.sources.checkpoint import load_into, read_state
 from service.errors import ConfigurationError
 
 # timm is only partly typed.
@@ -20,19 +20,19 @@ _pretrained_config: Any = timm.get_pretrained_cfg
 _data_config: Any = timm.data.config.resolve_data_config
 
 
-def from_architecture(card: Card) -> Built:
+def from_architecture(card: Card) -> SourceNetwork:
     """See `Source`."""
     return _built(card, _create_model(_known(card), pretrained=False, **card.architecture.args))
 
 
-def from_file(card: Card, path: Path) -> Built:
+def from_file(card: Card, path: Path) -> SourceNetwork:
     """See `Source`."""
     built = from_architecture(card)
     load_into(card, built.module, read_state(card, path))
     return built
 
 
-def from_hub(card: Card) -> Built:
+def from_hub(card: Card) -> SourceNetwork:
     """See `Source`."""
     name, weights = _known(card), card.weights
     # timm leaves a classifier of another size than the one it knows of at random, without a word.
@@ -52,7 +52,7 @@ def _known(card: Card) -> str:
     return name
 
 
-def _built(card: Card, module: nn.Module) -> Built:
+def _built(card: Card, module: nn.Module) -> SourceNetwork:
     name = f"{card.architecture.name}.{card.weights.name}" if card.weights.name else card.architecture.name
     config: dict[str, Any] = _pretrained_config(name).to_dict()
     asked = {key: value for key, value in card.architecture.args.items() if key == "img_size"}
@@ -62,4 +62,4 @@ def _built(card: Card, module: nn.Module) -> Built:
     if card.architecture.args.get("in_chans") == 1:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     resize = int(min(height, width) / data["crop_pct"])
-    return Built(module, Preprocessing(height, width, resize, data["interpolation"], mean, std))
+    return SourceNetwork(module, Preprocessing(height, width, resize, data["interpolation"], mean, std))

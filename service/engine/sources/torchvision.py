@@ -8,27 +8,27 @@ from typing import Any
 import torchvision
 from torch import nn
 
-from service.engine.card import Card
-from service.engine.sources.base import Built, Preprocessing
-from service.engine.weights import load_into, read_state
+from service.engine.cards.card import Card
+from service.engine.sources.base import SourceNetwork, Preprocessing
+from service.engine.sources.checkpoint import load_into, read_state
 from service.errors import ConfigurationError
 
 
-def from_architecture(card: Card) -> Built:
+def from_architecture(card: Card) -> SourceNetwork:
     """See `Source`."""
-    return Built(_build(card, None), _preprocessing(card))
+    return SourceNetwork(_build(card, None), _preprocessing(card))
 
 
-def from_file(card: Card, path: Path) -> Built:
+def from_file(card: Card, path: Path) -> SourceNetwork:
     """See `Source`."""
     built = from_architecture(card)
     load_into(card, built.module, read_state(card, path))
     return built
 
 
-def from_hub(card: Card) -> Built:
+def from_hub(card: Card) -> SourceNetwork:
     """See `Source`; the card's weights are the name of a member of the network's weights enum."""
-    return Built(_build(card, _weights(card)), _preprocessing(card))
+    return SourceNetwork(_build(card, _weights(card)), _preprocessing(card))
 
 
 def _build(card: Card, weights: Any) -> nn.Module:

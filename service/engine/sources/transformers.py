@@ -14,9 +14,9 @@ from typing import Any, Final
 import transformers
 from torch import Tensor, nn
 
-from service.engine.card import Card, Fit, Interpolation
-from service.engine.sources.base import Built, Preprocessing, returning
-from service.engine.weights import read_state
+from service.engine.cards.card import Card, Fit, Interpolation
+from service.engine.sources.base import SourceNetwork, Preprocessing, returning
+from service.engine.sources.checkpoint import read_state
 from service.errors import ConfigurationError
 
 # The library is only partly typed.
@@ -28,13 +28,13 @@ _processor_classes: Any = transformers.IMAGE_PROCESSOR_MAPPING
 RESAMPLING: Final[dict[int, Interpolation]] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # as Pillow counts
 
 
-def from_architecture(card: Card) -> Built:
+def from_architecture(card: Card) -> SourceNetwork:
     """See `Source`."""
     config = _config(card)
     return _built(_class(card, config)._from_config(config), _processor(config))
 
 
-def from_file(card: Card, path: Path) -> Built:
+def from_file(card: Card, path: Path) -> SourceNetwork:
     """See `Source`; `config.json` and `preprocessor_config.json` beside the file are read where they are there."""
     config = _config(card, path.parent) if (path.parent / "config.json").is_file() else _config(card)
     # The library's own loader, not load_state_dict: it maps the parameter names of older versions.
@@ -50,7 +50,7 @@ def from_file(card: Card, path: Path) -> Built:
     return _built(module, _processors.from_pretrained(path.parent, local_files_only=True) if beside else _processor(config))
 
 
-def from_hub(card: Card) -> Built:
+def from_hub(card: Card) -> SourceNetwork:
     """See `Source`; a repository of the hub at a pinned revision, its safetensors."""
     hub: Any = {"pretrained_model_name_or_path": card.weights.hub, "revision": card.weights.revision}
     config = _configs.from_pretrained(**hub, **card.architecture.args)
@@ -96,9 +96,9 @@ def _processor(config: Any) -> Any:
     return family(size={"height": side, "width": side}) if side and processor.size.get("height") else processor
 
 
-def _built(module: Any, processor: Any) -> Built:
+def _built(module: Any, processor: Any) -> SourceNetwork:
     assert isinstance(module, nn.Module)
-    return Built(returning(module, _logits), preprocessing_of(processor))
+    return SourceNetwork(returning(module, _logits), preprocessing_of(processor))
 
 
 def _logits(output: Any) -> Tensor:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from service.engine.graph import NetworkGraph, export
+from service.engine.graph.export import NetworkGraph, export
 from service.engine.methods import METHODS
 from service.engine.network import Network
-from service.engine.probe import Probe
-from service.engine.work import Outcome, Tuning, Work
+from service.engine.methods.probe import Probe
+from service.engine.types import EngineResult, MethodParameters, EngineRequest
 
 
 class Recording(Probe):
@@ -29,16 +29,16 @@ class Recording(Probe):
         return torch.cat(self.__dict__["points"])
 
 
-def probe(module: nn.Module, image: Tensor, method: str, class_id: int = 0, **tuning: Any) -> Recording:
+def probe(module: nn.Module, image: Tensor, method: str, class_id: int = 0, **parameters: Any) -> Recording:
     """A probe of a network for an image ``[1, C, H, W]``; parameters not given are the method's own."""
     return probe_of(
-        export("probed", module, (image.shape[1], image.shape[2], image.shape[3])), image, method, class_id, **tuning
+        export("probed", module, (image.shape[1], image.shape[2], image.shape[3])), image, method, class_id, **parameters
     )
 
 
-def probe_of(graph: NetworkGraph, image: Tensor, method: str, class_id: int = 0, **tuning: Any) -> Recording:
+def probe_of(graph: NetworkGraph, image: Tensor, method: str, class_id: int = 0, **parameters: Any) -> Recording:
     """As `probe`, for a network that is exported already."""
-    tuned = METHODS[method].tune(Tuning(**tuning))
+    tuned = METHODS[method].resolve_parameters(MethodParameters(**parameters))
     built = Recording(graph, image, class_id, None, torch.empty(0), (), tuned, method)
     return replace(built, logits=built.forward(image)[0])
 
@@ -51,10 +51,10 @@ def explore(probing: Probe) -> Tensor:
     return found
 
 
-def explained(net: Network, work: Work) -> Outcome:
+def explained(net: Network, work: EngineRequest) -> EngineResult:
     """What the network says of one work, with the method's own parameters where none are given."""
-    (found,) = net.run([replace(work, tuning=METHODS[work.method].tune(work.tuning))])
-    assert isinstance(found, Outcome), found
+    (found,) = net.run([replace(work, parameters=METHODS[work.method].resolve_parameters(work.parameters))])
+    assert isinstance(found, EngineResult), found
     return found
 
 

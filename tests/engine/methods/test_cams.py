@@ -16,7 +16,7 @@ from service.engine.methods import METHODS
 from service.engine.methods.components import first_component
 from service.engine.methods.head import finer_score
 from service.engine.network import Network
-from service.engine.work import Tuning, Work
+from service.engine.types import MethodParameters, EngineRequest
 from service.errors import MethodNotApplicable
 from tests.engine.methods.probing import explained, normalised, picture
 from tests.networks import Pooled, network, seeded
@@ -43,7 +43,7 @@ def net(module: Pooled) -> Network:
 def grid(
     net: Network, method: str, class_id: int = 1, versus: int | None = None, *, aug_smooth: bool | None = None
 ) -> NDArray[np.float32]:
-    work = Work(picture(32), classes=(class_id,), versus=versus, method=method, tuning=Tuning(aug_smooth=aug_smooth))
+    work = EngineRequest(picture(32), classes=(class_id,), versus=versus, method=method, parameters=MethodParameters(aug_smooth=aug_smooth))
     return explained(net, work).maps[0][0]
 
 
@@ -104,7 +104,7 @@ def test_shapleycam_behind_attention_differentiates_twice() -> None:
     vit = seeded(VisionTransformer, 32, 8, 2, 2, 16, 32, num_classes=4)
     nn.init.normal_(vit.get_parameter("heads.head.weight"))  # born zero: no class, no gradient
     layer = "encoder.layers.encoder_layer_1.ln_1"
-    found = explained(network(vit, layer), Work(picture(32), classes=(1,), method="shapleycam")).maps[0][0]
+    found = explained(network(vit, layer), EngineRequest(picture(32), classes=(1,), method="shapleycam")).maps[0][0]
     exact = copy.deepcopy(vit).double()
 
     def gradient(scale: float) -> tuple[Tensor, Tensor]:
@@ -129,7 +129,7 @@ def test_shapleycam_behind_attention_differentiates_twice() -> None:
 
 @pytest.mark.parametrize("method", SMOOTHED)
 def test_aug_smooth_is_the_mean_over_six_views(module: Pooled, net: Network, method: str) -> None:
-    cam, tuning = METHODS[method].cam, METHODS[method].defaults
+    cam, parameters = METHODS[method].cam, METHODS[method].defaults
     assert cam is not None
     image = normalised(picture(32))
     maps = []
@@ -137,15 +137,15 @@ def test_aug_smooth_is_the_mean_over_six_views(module: Pooled, net: Network, met
         for factor in (0.9, 1.0, 1.1):
             seen = module.block(module.stem((image.flip(-1) if mirrored else image) * factor)).requires_grad_()
             (felt,) = torch.autograd.grad(module.head(seen.mean((2, 3)))[:, 1].sum(), seen)
-            found = cam(seen.detach(), felt, tuning)[0]
+            found = cam(seen.detach(), felt, parameters)[0]
             maps.append(found.flip(-1) if mirrored else found)
     expected = torch.stack(maps).mean(0).numpy()
     np.testing.assert_allclose(grid(net, method, aug_smooth=True), expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_smoothed_and_plain_requests_share_a_batch(net: Network) -> None:
-    plain = Work(picture(32), classes=(1,), tuning=METHODS["gradcam"].defaults)
-    smoothed = replace(plain, tuning=METHODS["gradcam"].tune(Tuning(aug_smooth=True)))
+    plain = EngineRequest(picture(32), classes=(1,), parameters=METHODS["gradcam"].defaults)
+    smoothed = replace(plain, parameters=METHODS["gradcam"].resolve_parameters(MethodParameters(aug_smooth=True)))
     together = net.run([plain, smoothed])
     for outcome, work in zip(together, (plain, smoothed), strict=True):
         assert not isinstance(outcome, Exception)
@@ -172,20 +172,20 @@ def test_gradcam_plusplus_is_zero_without_a_gradient() -> None:
     cam = METHODS["gradcam_plusplus"].cam
     assert cam is not None
     seen = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(3))
-    assert not cam(seen, torch.zeros_like(seen), Tuning()).any()
+    assert not cam(seen, torch.zeros_like(seen), MethodParameters()).any()
 
 
 def test_random_cam_depends_on_its_seed(net: Network) -> None:
     one, other = (
-        explained(net, Work(picture(32), (1,), method="random_cam", tuning=Tuning(seed=s))).maps[0][0] for s in (1, 2)
+        explained(net, EngineRequest(picture(32), (1,), method="random_cam", parameters=MethodParameters(seed=s))).maps[0][0] for s in (1, 2)
     )
     assert np.abs(one - other).max() > 0.01
-    again = explained(net, Work(picture(32), (2,), method="random_cam", tuning=Tuning(seed=1))).maps[0][0]
+    again = explained(net, EngineRequest(picture(32), (2,), method="random_cam", parameters=MethodParameters(seed=1))).maps[0][0]
     np.testing.assert_array_equal(one, again)
 
 
 def test_kernel_pca_refuses_a_layer_with_too_many_cells(module: Pooled) -> None:
     large = network(module, "stem", size=96)
-    (outcome,) = large.run([Work(picture(96), classes=(1,), method="kpca_cam")])
+    (outcome,) = large.run([EngineRequest(picture(96), classes=(1,), method="kpca_cam")])
     assert isinstance(outcome, MethodNotApplicable)
     assert "eigencam" in outcome.detail

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from service.engine.graph import export
+from service.engine.graph.export import export
 from service.engine.methods import METHODS
 from service.engine.methods.guided import guide
 from service.errors import MethodNotApplicable

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from service.engine.methods import METHODS
-from service.engine.work import Tuning, Work
+from service.engine.types import MethodParameters, EngineRequest
 from service.errors import ParameterInvalid
 from tests.engine.methods.probing import explained, explore, normalised, picture, probe
 from tests.networks import Pooled, network, seeded
@@ -52,7 +52,7 @@ def test_a_stride_that_leaves_gaps_is_refused() -> None:
 
 
 def test_the_squares_are_counted_before_the_picture_is_known() -> None:
-    assert METHODS["occlusion"].passes(Tuning(window=32, stride=16)) == 13 * 13
+    assert METHODS["occlusion"].passes(MethodParameters(window=32, stride=16)) == 13 * 13
 
 
 def test_rise_finds_the_corner_and_signs_it() -> None:
@@ -75,7 +75,7 @@ def test_scorecam_of_few_channels_takes_those_that_vary_most() -> None:
     net = network(seeded(Pooled), "stem")
     pixels = picture(32)
     few, all_, more = (
-        explained(net, Work(pixels, classes=(1,), method="scorecam", tuning=Tuning(samples=n))).maps[0][0] for n in (1, 8, 9)
+        explained(net, EngineRequest(pixels, classes=(1,), method="scorecam", parameters=MethodParameters(samples=n))).maps[0][0] for n in (1, 8, 9)
     )
     with torch.no_grad():
         channels = seeded(Pooled).get_submodule("stem")(normalised(pixels))[0]
@@ -87,6 +87,6 @@ def test_scorecam_of_few_channels_takes_those_that_vary_most() -> None:
 
 def test_scorecam_answers_for_every_layer() -> None:
     found = explained(
-        network(seeded(Pooled), "block"), Work(picture(32), classes=(1,), method="scorecam", layers=("stem", "block"))
+        network(seeded(Pooled), "block"), EngineRequest(picture(32), classes=(1,), method="scorecam", layers=("stem", "block"))
     )
     assert [grid.shape for grid in found.maps[0]] == [(16, 16), (8, 8)]

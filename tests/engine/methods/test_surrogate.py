@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from service.engine.methods.surrogate import coalitions, ridge, shapley
-from service.engine.superpixels import superpixels
+from service.engine.methods.superpixels import superpixels
 from tests.engine.methods.probing import explore, normalised, picture, probe
 from tests.networks import Pooled, seeded
 

@@ -12,17 +12,17 @@ import torch
 from structlog.testing import capture_logs
 from torch import Tensor, nn
 
-from service.engine.graph import export
+from service.engine.graph.export import export
 from service.engine.network import Network
-from service.engine.runtimes import Plan, openvino
+from service.engine.runtimes import RuntimeOptions, openvino
 from service.engine.runtimes.torch import TorchTrunk
-from service.engine.split import Split, split
-from service.engine.work import Outcome, Work
+from service.engine.graph.split import Split, split
+from service.engine.types import EngineResult, EngineRequest
 from tests.networks import Pooled, network, seeded
 
 pytest.importorskip("openvino")
 
-OPENVINO = Plan("openvino", "fp32", threads=2)
+OPENVINO = RuntimeOptions("openvino", "fp32", threads=2)
 BATCHES = range(1, 10)
 
 
@@ -72,13 +72,13 @@ def module_of(name: str) -> nn.Module:
     return seeded(SMALL[name][0])
 
 
-def works_of(count: int, size: int) -> list[Work]:
+def works_of(count: int, size: int) -> list[EngineRequest]:
     pixels = np.random.default_rng(3).integers(0, 256, (count, size, size, 3), np.uint8)
-    return [Work(picture, best=2) for picture in pixels]
+    return [EngineRequest(picture, best=2) for picture in pixels]
 
 
-def outcomes(net: Network, works: list[Work]) -> list[Outcome]:
-    return [outcome for outcome in net.run(works) if isinstance(outcome, Outcome)]
+def outcomes(net: Network, works: list[EngineRequest]) -> list[EngineResult]:
+    return [outcome for outcome in net.run(works) if isinstance(outcome, EngineResult)]
 
 
 def parts_of(name: str, calls: int = 1) -> tuple[Split, openvino.OpenVINOTrunk]:

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from service.engine.runtimes.precision import disagreement, photographs, speedup
 from service.engine.runtimes.torch import Precision
-from service.engine.work import Outcome
+from service.engine.types import EngineResult
 
 GRID = np.random.default_rng(0).normal(size=(7, 7)).astype(np.float32)
 
 
-def outcome(grid: NDArray[np.floating[Any]], best: int = 1) -> Outcome:
+def outcome(grid: NDArray[np.floating[Any]], best: int = 1) -> EngineResult:
     logits = np.zeros(3, np.float32)
     logits[best] = 1
-    return Outcome(logits, (best,), ((grid.astype(np.float32),),), ("block",), "torch", "fp32")
+    return EngineResult(logits, (best,), ((grid.astype(np.float32),),), ("block",), "torch", "fp32")
 
 
 def test_the_photographs_are_few_different_and_small() -> None:
@@ -41,7 +41,7 @@ def test_the_photographs_are_few_different_and_small() -> None:
         (outcome(-GRID), "correlates by -1.000"),
     ],
 )
-def test_answers_agree_in_class_and_map(found: Outcome, reason: str | None) -> None:
+def test_answers_agree_in_class_and_map(found: EngineResult, reason: str | None) -> None:
     told = disagreement([outcome(GRID), outcome(GRID)], [outcome(GRID), found])
     assert (told is None) if reason is None else (told is not None and reason in told)
 

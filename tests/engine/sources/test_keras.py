@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from service.engine.card import Card
-from service.engine.graph import export
+from service.engine.cards.card import Card
+from service.engine.graph.export import export
 from service.engine.sources import load
 from service.engine.sources.keras import keras
 from service.errors import ConfigurationError

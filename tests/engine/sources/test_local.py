@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.engine.card import Card
-from service.engine.graph import export
+from service.engine.cards.card import Card
+from service.engine.graph.export import export
 from service.engine.sources import load
 from service.errors import ConfigurationError
 from tests.engine.test_card import GOOD, card

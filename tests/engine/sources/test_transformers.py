@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from service.engine.card import Card
+from service.engine.cards.card import Card
 from service.engine.network import Network
 from service.engine.sources import load
 from service.engine.sources.transformers import preprocessing_of
-from service.engine.work import Outcome, Work
+from service.engine.types import EngineResult, EngineRequest
 from service.errors import ConfigurationError
 from service.imaging.geometry import InputSpec, place, prepare
 from tests.engine.test_card import GOOD, card
-from tests.pictures import scene
+from tests.images import scene
 
 transformers: Any = pytest.importorskip("transformers")
 
@@ -55,9 +55,9 @@ def test_a_checkpoint_gives_the_librarys_logits(tmp_path: Path) -> None:
 def test_its_attention_is_explained(tmp_path: Path) -> None:
     network = Network("tiny", load(with_weights(tmp_path, tiny().state_dict())), (), torch.device("cpu"))
     assert network.default_layers == ("vit.layers.1.layernorm_before",)
-    outcomes = network.run([Work(scene(64, 64), classes=(3,), method=name) for name in ("gradcam", "attention_rollout")])
+    outcomes = network.run([EngineRequest(scene(64, 64), classes=(3,), method=name) for name in ("gradcam", "attention_rollout")])
     for outcome in outcomes:
-        assert isinstance(outcome, Outcome), outcome
+        assert isinstance(outcome, EngineResult), outcome
         assert outcome.maps[0][0].shape == (4, 4)
 
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from service.explain.batcher import Batcher
-from service.explain.calls import Done
+from service.explain.calls import BatchResult
 
 PATIENCE_S = 10.0  # how long a test waits for what must happen at once
 
@@ -62,11 +62,11 @@ def soon() -> float:
     return asyncio.get_running_loop().time() + PATIENCE_S
 
 
-def ask(batcher: Batcher[int, int], *items: int, deadline: float | None = None) -> asyncio.Task[list[Done[int]]]:
+def ask(batcher: Batcher[int, int], *items: int, deadline: float | None = None) -> asyncio.Task[list[BatchResult[int]]]:
     return asyncio.create_task(batcher.submit(items, deadline=deadline if deadline is not None else soon()))
 
 
-async def occupied(batcher: Batcher[int, int], network: Network) -> asyncio.Task[list[Done[int]]]:
+async def occupied(batcher: Batcher[int, int], network: Network) -> asyncio.Task[list[BatchResult[int]]]:
     """The network holds item 0 at its shut gate."""
     network.gate.clear()
     first = ask(batcher, 0)
@@ -81,6 +81,6 @@ async def until_waiting(batcher: Batcher[int, int], depth: int = 0, *, at_most: 
             await asyncio.sleep(0)
 
 
-async def outcomes(*tasks: asyncio.Task[list[Done[int]]]) -> list[list[int] | BaseException]:
+async def outcomes(*tasks: asyncio.Task[list[BatchResult[int]]]) -> list[list[int] | BaseException]:
     settled = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), PATIENCE_S)
     return [[done.value for done in one] if isinstance(one, list) else one for one in settled]

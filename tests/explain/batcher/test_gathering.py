@@ -15,7 +15,7 @@ from service.errors import (
     EngineError,
     Overloaded,
 )
-from service.explain.calls import Done
+from service.explain.calls import BatchResult
 from tests.explain.batcher.batches import PATIENCE_S, Network, ask, batching, occupied, outcomes, soon, until_waiting
 
 pytestmark = pytest.mark.anyio
@@ -163,7 +163,7 @@ async def test_retry_after_is_the_measured_rate_times_the_line() -> None:
         await outcomes(second, crowd)
 
 
-def _own_answer(items: tuple[int, ...], outcome: list[Done[int]] | BaseException) -> bool:
+def _own_answer(items: tuple[int, ...], outcome: list[BatchResult[int]] | BaseException) -> bool:
     """Whether this is an answer that a request of these items may get: item % 17 == 3 raises, % 17 == 5 fails alone."""
     if isinstance(outcome, list):
         return [done.value for done in outcome] == [-n for n in items] and not any(n % 17 in (3, 5) for n in items)
@@ -185,7 +185,7 @@ async def test_two_thousand_requests_all_settle_and_none_gets_anothers_answer(se
         return [KeyError() if n % 17 == 5 else -n for n in items]
 
     async with batching(run, max_queue_size=40, max_delay_s=0.0005 * seed) as batcher:
-        asked: list[tuple[tuple[int, ...], asyncio.Task[list[Done[int]]]]] = []
+        asked: list[tuple[tuple[int, ...], asyncio.Task[list[BatchResult[int]]]]] = []
         number = 0
         for _ in range(2000):
             items = tuple(range(number, number + rng.choice([1, 1, 1, 2, 5])))

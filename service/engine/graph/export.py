@@ -1,0 +1,220 @@
+"""A network as one functional graph: exported once, so that it can be cut anywhere without hooks or state on the module.
+
+Functional means that no operation writes into another's output: the ReLU that works in place after a layer cannot change that
+layer's activations any more (DenseNet's does), and autograd may ask for a gradient at any node.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from service.engine.graph.dimensions import Dimensions, DimensionTracker, operation, shape
+from service.engine.device import BUILD_LOCK
+from service.engine.graph.functionalize import functionalize
+from service.engine.graph.layout import Layout, LayoutOverride, layout_of
+from service.engine.types import LayerInfo
+from service.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class NetworkGraph:
+    """The exported network.
+
+    Attributes:
+        module: the functional graph; one placeholder ``[N, C, height, width]``, one output ``[N, classes]``.
+        image: the placeholder.
+        logits: the node that is returned.
+        batch: the symbol of N in the shapes that nodes carry in ``meta["val"]``, a ``torch.SymInt``.
+    """
+
+    module: fx.GraphModule
+    image: fx.Node
+    logits: fx.Node
+    batch: Any
+
+    def layer_nodes(self) -> dict[str, fx.Node]:
+        """Module path -> the last node that the module computed, for every module that computed one."""
+        last: dict[str, fx.Node] = {}
+        for node in self.module.graph.nodes:
+            if node.op == "call_function":
+                for path, _kind in (node.meta.get("nn_module_stack") or {}).values():
+                    last[path] = node
+        last.pop("", None)
+        return last
+
+    @functools.cached_property
+    def dimensions(self) -> dict[fx.Node, Dimensions]:
+        """What the dimensions of each node mean."""
+        return DimensionTracker(self.image, self.per_picture).follow(self.module.graph.nodes)
+
+    def grid_of(self, node: fx.Node) -> tuple[Layout, int, tuple[int, int]] | None:
+        """Layout, channels and (rows, columns) of a node that is a floating-point grid of more than one cell, else None."""
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or not value.is_floating_point() or self.per_picture(value.shape[0]) != 1:
+            return None
+        found = layout_of(self.dimensions.get(node, ()), (0, *map(int, value.shape[1:])))
+        return found if found is not None and found[2][0] * found[2][1] > 1 else None
+
+    def layers(self) -> dict[str, LayerInfo]:
+        """Every module whose output is a grid of channels with more than one cell, in the order of their computation."""
+        found: dict[str, LayerInfo] = {}
+        for path, node in self.layer_nodes().items():
+            grid = self.grid_of(node)
+            if grid is not None:
+                layout, channels, size = grid
+                found[path] = LayerInfo(path, channels, size, layout.kind)
+        return found
+
+    def layout(self, layer: str) -> Layout:
+        """Of one of `layers()`."""
+        found = self.grid_of(self.layer_nodes()[layer])
+        assert found is not None
+        return found[0]
+
+    def state(self, layers: Iterable[str], stated: LayoutOverride) -> None:
+        """Takes a layout at its word, for layers whose own the graph does not tell, or tells otherwise.
+
+        Raises:
+            ConfigurationError: a layer does not exist, or its sizes cannot be so.
+        """
+        nodes = self.layer_nodes()
+        picture = tuple(map(int, self.image.meta["val"].shape[2:]))
+        for layer in layers:
+            sizes = (shape(nodes[layer]) or ()) if layer in nodes else ()
+            dimensions = stated.dimensions((0, *map(int, sizes[1:])), (picture[0], picture[1]))
+            if dimensions is None:
+                raise ConfigurationError(
+                    f"explain.layout: {layer} cannot be {stated.kind} with {stated.prefix} prefix tokens: its sizes are "
+                    f"{('N', *map(int, sizes[1:])) if sizes else 'unknown'}"
+                )
+            self.dimensions[nodes[layer]] = dimensions
+
+    def default_layer(self) -> str | None:
+        """The layer to explain at when nobody names one, None where there is no grid.
+
+        Of a convolutional network it is the last grid before pooling. Of a transformer it is what the last attention reads (the
+        first norm of the last block, or the sum before it where the norm comes after): behind that attention the classifier
+        reads the class token alone, and the gradient at every patch is zero.
+        """
+        last = self.layer_nodes()
+        names: dict[fx.Node, str] = {}
+        for path, node in last.items():
+            # Of modules that end on the same node the shortest path names it: `features`, not `features.18.2`.
+            if self.grid_of(node) is not None and not operation(node).startswith("adaptive"):
+                names[node] = min(names.get(node, path), path, key=lambda p: p.count("."))
+        if not names:
+            return None
+        attention = [node for node in self.module.graph.nodes if is_attention(node)]
+        convolved = [node for node in names if operation(node) in {"conv2d", "batch_norm"}]
+        if attention and all(node < attention[-1] for node in convolved):
+            read = _read_by(attention[-1], names, queries=True) or _read_by(attention[-1], names, queries=False)
+            if read is not None:
+                return names[read]
+        return names[max(names)]
+
+    def per_picture(self, size: Any) -> int:
+        """How many entries of a dimension belong to one picture; 0 where the dimension does not count pictures.
+
+        Compares expressions, not numbers: a size that happens to equal the example batch's is not mistaken for it.
+        """
+        expression = size.node.expr if isinstance(size, torch.SymInt) else None
+        ratio = expression / self.batch.node.expr if expression is not None else None
+        return int(ratio) if ratio is not None and ratio.is_Integer else 0
+
+
+def export(name: str, module: nn.Module, input_shape: tuple[int, int, int]) -> NetworkGraph:
+    """Exports an eval-mode network for any batch of one picture size.
+
+    Args:
+        name: the model's, for the message.
+        module: takes float32 ``[N, C, height, width]``, gives logits ``[N, classes]``.
+        input_shape: (C, height, width).
+
+    Raises:
+        ConfigurationError: the network cannot be exported, or does not map one batch of pictures to one batch of logits.
+    """
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    example = torch.zeros(2, *input_shape, device=device)
+    try:
+        with BUILD_LOCK, torch.no_grad():
+            program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+            exported = program.module(check_guards=False)
+            if not functionalize(exported.graph):
+                # An empty table decomposes nothing; what remains of it is functionalisation, for seconds.
+                exported = program.run_decompositions({}).module(check_guards=False)
+            for node in exported.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+                # The network was exported with one kernel of attention. Another, such as the one that can be differentiated
+                # twice or a written-out product, may order its result's memory so that a view of it is impossible.
+                node.target = torch.ops.aten.reshape.default
+            exported.recompile()
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigurationError(
+            f"card {name}: the network cannot be exported by torch.export with a free batch size: {reason[:400]}. Its forward "
+            "must be free of data-dependent Python control flow"
+        ) from error
+    assert isinstance(exported, fx.GraphModule)
+    return _checked(name, exported)
+
+
+def _checked(name: str, exported: fx.GraphModule) -> NetworkGraph:
+    nodes = list(exported.graph.nodes)
+    images = [node for node in nodes if node.op == "placeholder"]
+    results = nodes[-1].args[0]
+    if isinstance(results, (tuple, list)) and len(results) == 1:
+        results = results[0]
+    value = results.meta.get("val") if isinstance(results, fx.Node) else None
+    if len(images) != 1 or not isinstance(results, fx.Node) or not isinstance(value, Tensor) or value.dim() != 2:
+        raise ConfigurationError(f"card {name}: a classifier takes one picture tensor and gives one tensor [N, classes]")
+    batch = images[0].meta["val"].shape[0]
+    if not isinstance(batch, torch.SymInt):
+        raise ConfigurationError(f"card {name}: the network fixes its batch size to {batch}; it must take any batch")
+    return NetworkGraph(exported, images[0], results, batch)
+
+
+def depends_on(start: set[fx.Node]) -> set[fx.Node]:
+    """`start` and every node computed from one of them."""
+    reached = set(start)
+    stack = list(start)
+    while stack:
+        for user in stack.pop().users:
+            if user not in reached:
+                reached.add(user)
+                stack.append(user)
+    return reached
+
+
+def is_attention(node: fx.Node) -> bool:
+    """Whether a node is attention: a scaled dot product, or a softmax whose result a product takes."""
+    if operation(node) == "softmax":
+        return any(operation(user) in {"matmul", "bmm"} for user in node.users)
+    return operation(node) == "scaled_dot_product_attention"
+
+
+def _read_by(attention: fx.Node, names: Container[fx.Node], *, queries: bool) -> fx.Node | None:
+    """The nearest named node that attention (its queries alone: keys may be a coarser grid) reads, but for projections."""
+    queue = [attention]
+    for node in queue:
+        if node in names and operation(node) not in {"linear", "conv2d"}:
+            return node
+        parents = node.all_input_nodes
+        product = operation(node) in {"scaled_dot_product_attention", "matmul", "bmm"}
+        queue += [parent for parent in (parents[:1] if product and queries else parents) if parent not in queue]
+    return None
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether a node computes a size, not a tensor."""
+    return isinstance(node.meta.get("val"), (int, torch.SymInt)) and node.op == "call_function"
+
+
+def is_batch_size(node: fx.Node, image: fx.Node) -> bool:
+    """Whether a node reads the batch size off the picture tensor."""
+    return node.target in {torch.ops.aten.sym_size.int, operator.getitem} and node.args == (image, 0)

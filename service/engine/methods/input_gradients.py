@@ -1,0 +1,196 @@
+"""Input gradients: how the score moves when the picture does. Maps of the input's own size, which know no layer.
+
+All differentiate the score (a raw logit, or a difference of two) with respect to the normalised picture x, float ``[C, H, W]``,
+and give one map ``[H, W]``. Where the sign means something the channels are added, so that what is attributed in all stays the
+same; where the method is about sensitivity alone, the largest magnitude over the channels is taken, as Simonyan 2013 does.
+In normalised units 0 is the mean colour of the training pictures: the baseline of every path here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from service.engine.methods.method import Method
+from service.engine.methods.probe import WHOLE_ROWS, Probe
+from service.engine.types import MethodParameters
+
+GRADIENT_COST = 3  # forward passes that one backward through the whole network is worth, with its own forward pass
+
+Draw = Callable[[int], tuple[Tensor, Tensor]]
+
+
+def saliency(p: Probe) -> tuple[Tensor]:
+    r"""Saliency: the largest magnitude of the gradient over the channels.
+
+    .. math:: L_{ij} = \max_c \left| \frac{\partial s}{\partial x_{cij}} \right|
+
+    Simonyan et al. 2013, https://arxiv.org/abs/1312.6034, section 3.1. Never negative. captum's `Saliency` before the maximum.
+    """
+    return (_strongest(p.gradient(p.image)[0]),)
+
+
+def input_x_gradient(p: Probe) -> tuple[Tensor]:
+    r"""Input times gradient: what each pixel adds to the score where the network is linear.
+
+    .. math:: L_{ij} = \sum_c x_{cij} \frac{\partial s}{\partial x_{cij}}
+
+    Shrikumar et al. 2016, https://arxiv.org/abs/1605.01713. captum's `InputXGradient`, added over the channels.
+    """
+    return ((p.image * p.gradient(p.image))[0].sum(0),)
+
+
+def smoothgrad(p: Probe) -> tuple[Tensor]:
+    r"""SmoothGrad: saliency of the mean gradient over noisy copies of the picture.
+
+    .. math:: L_{ij} = \max_c \left| \frac{1}{n} \sum_k \nabla s(x + \epsilon_k)_{cij} \right|,
+        \qquad \epsilon_k \sim N(0, (\mathrm{noise} \cdot (\max x - \min x))^2)
+
+    Smilkov et al. 2017, https://arxiv.org/abs/1706.03825. The paper averages gradients before their magnitude is taken, as does
+    captum's `NoiseTunnel` over `Saliency(abs=False)`; without noise this is saliency. n is `samples`.
+    """
+    samples, noise = p.parameters.samples, p.parameters.noise
+    assert samples is not None
+    assert noise is not None
+    deviation = noise * (p.image.max() - p.image.min())
+    generator = p.generator
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        return p.image + deviation * _normal(p, count, generator), torch.ones_like(p.image)
+
+    return (_strongest(_weighted(p, samples, draw) / samples),)
+
+
+def integrated_gradients(p: Probe) -> tuple[Tensor]:
+    r"""Integrated gradients along the straight path from the mean colour to the picture.
+
+    .. math:: L_{ij} = \sum_c x_{cij} \sum_k w_k \frac{\partial s(\alpha_k x)}{\partial x_{cij}}
+        \approx \sum_c x_{cij} \int_0^1 \frac{\partial s(\alpha x)}{\partial x_{cij}} d\alpha
+
+    Sundararajan et al. 2017, https://arxiv.org/abs/1703.01365. Complete: the map adds up to s(x) - s(0), the better the more
+    `steps`. The points and weights are Gauss and Legendre's, captum's default; the channels are added.
+    """
+    steps = p.parameters.steps
+    assert steps is not None
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    alphas = torch.from_numpy((nodes + 1) / 2).to(p.image).view(-1, 1, 1, 1)
+    shares = torch.from_numpy(weights / 2).to(p.image).view(-1, 1, 1, 1)
+    taken = 0
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        nonlocal taken
+        now = slice(taken, taken + count)
+        taken += count
+        return alphas[now] * p.image, shares[now] * p.image
+
+    return (_weighted(p, steps, draw).sum(0),)
+
+
+def gradient_shap(p: Probe) -> tuple[Tensor]:
+    r"""Gradient SHAP: integrated gradients in expectation over noise and baselines.
+
+    .. math:: L_{ij} = \frac{1}{n} \sum_k \sum_c (x_k - b_k)_{cij} \nabla s(\alpha_k x_k + (1 - \alpha_k) b_k)_{cij},
+        \qquad \alpha_k \sim U(0, 1)
+
+    Lundberg and Lee 2017, https://arxiv.org/abs/1705.07874; expected gradients in Erion et al. 2019,
+    https://arxiv.org/abs/1906.10670. captum's `GradientShap`, added over the channels: x_k is the picture with normal noise of
+    `noise` times its range. A baseline b_k is one plain colour, each channel N(0, 1): colours as common as in training, for
+    that is what the normalisation made of them. The map adds up to s(x) less the mean score of the baselines, on average.
+    n is `samples`.
+    """
+    samples, noise = p.parameters.samples, p.parameters.noise
+    assert samples is not None
+    assert noise is not None
+    deviation = noise * (p.image.max() - p.image.min())
+    generator = p.generator
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        colors = torch.randn(count, p.image.shape[1], 1, 1, generator=generator).to(p.image)
+        alphas = torch.rand(count, 1, 1, 1, generator=generator).to(p.image)
+        noisy = p.image + deviation * _normal(p, count, generator)
+        return alphas * noisy + (1 - alphas) * colors, noisy - colors
+
+    return (_weighted(p, samples, draw).sum(0) / samples,)
+
+
+def _strongest(gradient: Tensor) -> Tensor:
+    """``[C, H, W]`` -> ``[H, W]``."""
+    return gradient.abs().amax(0)
+
+
+def _normal(p: Probe, count: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(count, *p.image.shape[1:], generator=generator).to(p.image)
+
+
+def _weighted(p: Probe, count: int, draw: Draw) -> Tensor:
+    """Sum of weighted gradients ``[C, H, W]`` at `count` points; `draw(n)` gives the next n ``[n, C, H, W]`` and their weights.
+
+    Points are drawn, and their gradients added, a bounded number at a time.
+    """
+    total = torch.zeros_like(p.image[0])
+    passes = -(-count // WHOLE_ROWS)
+    for number in range(passes):
+        p.pause(number, passes)
+        points, weights = draw(min(WHOLE_ROWS, count - number * WHOLE_ROWS))
+        total += (weights * p.gradient(points)).sum(0)
+    return total
+
+
+METHODS = (
+    Method(
+        name="saliency",
+        family="input gradient",
+        cost="forward",
+        paper="https://arxiv.org/abs/1312.6034",
+        summary="Magnitude of the gradient at every pixel: how sensitive the class's logit is to it.",
+        explore=saliency,
+        layered=False,
+        passes=lambda _: GRADIENT_COST,
+    ),
+    Method(
+        name="input_x_gradient",
+        family="input gradient",
+        cost="forward",
+        paper="https://arxiv.org/abs/1605.01713",
+        summary="Gradient times the pixel's difference from the mean colour, signed.",
+        explore=input_x_gradient,
+        layered=False,
+        passes=lambda _: GRADIENT_COST,
+    ),
+    Method(
+        name="smoothgrad",
+        family="input gradient",
+        cost="many forwards",
+        paper="https://arxiv.org/abs/1706.03825",
+        summary="Saliency of the mean gradient over noisy copies of the picture.",
+        defaults=MethodParameters(samples=32, noise=0.15, seed=0),
+        explore=smoothgrad,
+        layered=False,
+        passes=lambda parameters: GRADIENT_COST * (parameters.samples or 0),
+    ),
+    Method(
+        name="integrated_gradients",
+        family="input gradient",
+        cost="many forwards",
+        paper="https://arxiv.org/abs/1703.01365",
+        summary="Gradients added up on the way from the mean colour to the picture; they sum to the difference in the logit.",
+        defaults=MethodParameters(steps=32),
+        explore=integrated_gradients,
+        layered=False,
+        passes=lambda parameters: GRADIENT_COST * (parameters.steps or 0),
+    ),
+    Method(
+        name="gradient_shap",
+        family="input gradient",
+        cost="many forwards",
+        paper="https://arxiv.org/abs/1705.07874",
+        summary="Integrated gradients averaged over noise and over plain baselines of many colours.",
+        defaults=MethodParameters(samples=32, noise=0.1, seed=0),
+        explore=gradient_shap,
+        layered=False,
+        passes=lambda parameters: GRADIENT_COST * (parameters.samples or 0),
+    ),
+)

@@ -1,0 +1,142 @@
+"""Checkpoints: found, their digest checked, read without running any code in them, their names mapped to the source's."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from service.engine.cards.card import Card
+from service.errors import ConfigurationError
+
+StateDict = dict[str, Tensor]
+
+
+def checkpoint_path(card: Card) -> Path:
+    """Where a card's checkpoint lies: beside the card, or inside an installed package.
+
+    Raises:
+        ConfigurationError: the package or the file is missing.
+    """
+    assert card.weights.file is not None
+    if card.weights.package is None:
+        path = card.folder / card.weights.file
+    else:
+        package = importlib.util.find_spec(card.weights.package)
+        if package is None or not package.submodule_search_locations:
+            raise ConfigurationError(
+                f"card {card.name}: weights.package: the package {card.weights.package!r} is not installed; install it with "
+                f"pip install {card.weights.package.replace('_', '-')}"
+            )
+        path = Path(package.submodule_search_locations[0]) / card.weights.file
+    if not path.is_file():
+        raise ConfigurationError(f"card {card.name}: weights.file: there is no file {path}")
+    return path
+
+
+def checkpoint(card: Card) -> tuple[Path, str]:
+    """A card's checkpoint and its "sha256:..." digest, checked before a byte of it is parsed.
+
+    Raises:
+        ConfigurationError: the file is missing or its digest differs.
+    """
+    path = checkpoint_path(card)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != card.weights.sha256:
+        raise ConfigurationError(
+            f"card {card.name}: weights.sha256: {path} has {digest}, the card says {card.weights.sha256}; "
+            "fetch the file again, or correct the card if the file is the one you mean"
+        )
+    return path, f"sha256:{digest}"
+
+
+def read_state(card: Card, path: Path) -> StateDict:
+    """The tensors of a `.safetensors` file or of a PyTorch checkpoint, with the source's parameter names.
+
+    Nothing but tensors is read (`weights_only`), so no code in a file is run.
+
+    Raises:
+        ConfigurationError: the file is not a plain state dict.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state: object = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigurationError(
+            f"card {card.name}: weights.file: {path} is not a plain PyTorch state dict: {error}"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigurationError(f"card {card.name}: weights.file: {path} must hold one flat mapping of names to tensors")
+    if card.weights.keys == "efficientnet_lite":
+        return _efficientnet_lite_keys(state)
+    return dict(state)
+
+
+def load_into(card: Card, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copies a state dict into a module, strictly.
+
+    Raises:
+        ConfigurationError: names or shapes differ; the message lists the first of them.
+    """
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        faults = "; ".join(line.strip() for line in str(error).splitlines()[1:5])
+        raise ConfigurationError(
+            f"card {card.name}: weights do not fit architecture {card.architecture.name!r}: {faults[:600]}"
+        ) from error
+
+
+def state_digest(module: nn.Module) -> str:
+    """Digest, "sha256:...", over names, types, shapes and bytes of all parameters and buffers, for weights without a file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _efficientnet_lite_keys(state: Mapping[str, Tensor]) -> StateDict:
+    """Names of the original EfficientNet-Lite checkpoints -> timm's `tf_efficientnet_lite*`.
+
+    The original counts blocks in flat order, timm by stage and repeat; a new stage begins where a block's output width
+    changes, or its first stride does, which the table of repeats says.
+    """
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    expanding = {
+        "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }  # fmt: skip
+    blocks = sorted({int(match[1]) for match in (re.match(r"_blocks\.(\d+)\.", key) for key in state) if match})
+    place = _stages(state, blocks)
+    mapped: StateDict = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        if parts[0] != "_blocks":
+            mapped[".".join([outer[parts[0]], *parts[1:]])] = value
+            continue
+        block = int(parts[1])
+        inner = expanding if f"_blocks.{block}._expand_conv.weight" in state else plain
+        mapped[".".join(["blocks", *map(str, place[block]), inner[parts[2]], *parts[3:]])] = value
+    return mapped
+
+
+def _stages(state: Mapping[str, Tensor], blocks: list[int]) -> dict[int, tuple[int, int]]:
+    """Flat block number -> (stage, repeat). Each of EfficientNet-Lite's stages has a width of its own."""
+    place: dict[int, tuple[int, int]] = {}
+    stage, repeat, width = -1, 0, 0
+    for block in blocks:
+        out = state[f"_blocks.{block}._project_conv.weight"].shape[0]
+        stage, repeat = (stage, repeat + 1) if out == width else (stage + 1, 0)
+        place[block], width = (stage, repeat), out
+    return place

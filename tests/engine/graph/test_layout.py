@@ -1,0 +1,217 @@
+"""Layouts: told from the graph for every kind of network, brought to channels first and back; a layer chosen without help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from service.engine.graph.dimensions import Tokens
+from service.engine.graph.export import export
+from service.engine.graph.layout import Layout, LayoutOverride, layout_of
+from service.engine.network import Network
+from service.engine.sources import LoadedNetwork, Preprocessing
+from service.engine.graph.split import split
+from service.engine.types import LayerInfo, EngineResult, EngineRequest
+from service.errors import ConfigurationError
+from tests.networks import Pooled, network, seeded
+
+SIZE = (64, 96)
+
+
+class ChannelsLast(nn.Module):
+    """As Keras nets run on torch: pictures and activations channels last, convolutions between permutations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float ``[N, 3, h, w]`` -> ``[N, 5]``."""
+        logits: Tensor = self.head(self.block(x.permute(0, 2, 3, 1)).mean(dim=(1, 2)))
+        return logits
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float ``[N, h, w, 3]`` -> ``[N, h / 8, w / 8, 8]``."""
+        grid: Tensor = self.conv(x.permute(0, 3, 1, 2))
+        return grid.permute(0, 2, 3, 1).relu()
+
+
+def made(name: str, **arguments: Any) -> Callable[[], nn.Module]:
+    return lambda: timm.create_model(name, num_classes=10, **arguments)
+
+
+def swin() -> nn.Module:
+    module: nn.Module = torchvision.models.SwinTransformer([4, 4], 24, [2, 2], [1, 2], [4, 4], num_classes=10)
+    return module
+
+
+DEFAULTS: dict[str, tuple[Callable[[], nn.Module], LayerInfo]] = {
+    "resnet": (made("resnet10t"), LayerInfo("layer4", 512, (2, 3))),
+    "last activation": (made("resnetv2_18", layers=(1, 1, 1, 1)), LayerInfo("norm", 512, (2, 3))),
+    "densenet": (made("densenet121", block_config=(1, 1, 1, 1)), LayerInfo("features", 68, (2, 3))),
+    "before the pool that keeps a grid": (
+        lambda: torchvision.models.alexnet(num_classes=10), LayerInfo("features", 256, (1, 2)),
+    ),
+    "permutes within its blocks": (
+        lambda: torchvision.models.ConvNeXt(
+            [torchvision.models.convnext.CNBlockConfig(16, 32, 1), torchvision.models.convnext.CNBlockConfig(32, None, 1)],
+            num_classes=10,
+        ),
+        LayerInfo("features", 32, (8, 12)),
+    ),
+    "mixer": (made("mixer_s32_224", img_size=SIZE), LayerInfo("norm", 512, (2, 3), "tokens")),
+    "channels last": (ChannelsLast, LayerInfo("block", 8, (8, 12), "nhwc")),
+    "swin": (swin, LayerInfo("features.3.1.norm1", 48, (8, 12), "nhwc")),
+    "class token": (
+        made("vit_tiny_patch16_224", img_size=SIZE, depth=2), LayerInfo("blocks.1.norm1", 192, (4, 6), "tokens"),
+    ),
+    "as wide as it has patches": (
+        made("vit_tiny_patch16_224", img_size=SIZE, depth=2, embed_dim=24, num_heads=2),
+        LayerInfo("blocks.1.norm1", 24, (4, 6), "tokens"),
+    ),
+    "rotary positions and registers": (
+        made("vit_small_patch16_dinov3", img_size=SIZE, depth=2), LayerInfo("blocks.1.norm1", 384, (4, 6), "tokens"),
+    ),
+    "attention that pools": (
+        made("vit_base_patch16_siglip_224", img_size=SIZE, depth=1), LayerInfo("norm", 768, (4, 6), "tokens"),
+    ),
+    "convolutions after attention": (made("mobilevitv2_050"), LayerInfo("stages", 256, (2, 4))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_the_layer_chosen_without_help(name: str) -> None:
+    build, expected = DEFAULTS[name]
+    graph = export("test", seeded(build), (3, *SIZE))
+    chosen = graph.default_layer()
+    assert chosen == expected.name
+    assert graph.layers()[chosen] == expected
+
+
+@pytest.mark.parametrize("name", ["channels last", "swin", "class token", "rotary positions and registers"])
+def test_cut_at_any_layer_the_head_gives_the_whole_networks_logits(name: str) -> None:
+    """Residual streams, sizes and windows that cross are repeated with the rows; the way to channels first loses nothing."""
+    module = seeded(DEFAULTS[name][0])
+    graph = export("test", module, (3, *SIZE))
+    images = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = module(images)[[1, 0, 1]]
+        for layer, info in graph.layers().items():
+            parts = split(graph, [layer])
+            values = parts.enter(parts.trunk(images), torch.tensor([1, 0, 1]))
+            (leaf,) = parts.leaves
+            grid = parts.layouts[0].to_nchw(values[leaf])
+            assert tuple(grid.shape) == (3, info.channels, *info.grid)
+            values[leaf] = parts.layouts[0].from_nchw(grid, values[leaf])
+            torch.testing.assert_close(parts.head(*values)[0], expected, atol=1e-4, rtol=1e-4, msg=layer)
+
+
+def test_a_place_keeps_its_place() -> None:
+    """A bright patch lights up its own cell, of tokens with prefixes and of channels last alike."""
+    for name in ("class token", "channels last", "swin"):
+        module = seeded(DEFAULTS[name][0])
+        graph = export("test", module, (3, *SIZE))
+        layer = next(path for path, info in graph.layers().items() if info.layout != "nchw")
+        rows, columns = graph.layers()[layer].grid
+        dark, lit = torch.zeros(2, 1, 3, *SIZE)
+        lit[:, :, 16:32, 64:80] = 1
+        parts = split(graph, [layer])
+        with torch.no_grad():
+            seen = [parts.layouts[0].to_nchw(parts.trunk(image)[parts.leaves[0]]) for image in (dark, lit)]
+        change = (seen[1] - seen[0]).abs().sum(dim=1)[0]
+        row, column = divmod(int(change.argmax()), columns)
+        assert (row * 64 // rows // 16, column * 96 // columns // 16) == (1, 4), name
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout("nhwc"), Layout("tokens", (3, 4), 2)])
+def test_to_channels_first_and_back(layout: Layout) -> None:
+    own = {"nchw": torch.randn(2, 5, 3, 4), "nhwc": torch.randn(2, 3, 4, 5), "tokens": torch.randn(2, 14, 5)}[layout.kind]
+    leaf = own.requires_grad_()
+    grid = layout.to_nchw(leaf)
+    assert tuple(grid.shape) == (2, 5, 3, 4)
+    assert torch.equal(layout.from_nchw(grid, own), own)
+    (gradient,) = torch.autograd.grad(grid[:, :, 1, 2].sum(), leaf)
+    assert int(gradient.count_nonzero()) == 2 * 5
+
+
+def test_what_is_no_grid_has_no_layout() -> None:
+    assert layout_of(("batch", None, Tokens(4, 4), "channels"), (0, 3, 16, 8)) is None  # heads
+    assert layout_of((None, "rows", "columns", "channels"), (0, 4, 4, 8)) is None  # windows
+    assert layout_of(("batch", "channels"), (0, 8)) is None
+    assert layout_of((), ()) is None
+
+
+def test_a_network_without_any_grid_says_so() -> None:
+    with pytest.raises(ConfigurationError, match="no layer with a grid"):
+        network(seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))), size=8)
+
+
+class Shuffled(nn.Module):
+    """Its tokens come out of a gather: from there on the graph does not tell which are places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 16, stride=16)
+        self.pick = Picked()
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float ``[N, 3, h, w]`` -> ``[N, 5]``."""
+        logits: Tensor = self.head(self.pick(self.patches(x).flatten(2).transpose(1, 2)).mean(dim=1))
+        return logits
+
+
+class Picked(nn.Module):
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[N, T, K]`` -> ``[N, T + 1, K]``, the first token twice."""
+        return tokens[:, torch.tensor([0, *range(24)])]
+
+
+def test_a_card_states_a_layout_that_the_graph_does_not_tell() -> None:
+    module = seeded(Shuffled)
+    loaded = LoadedNetwork(module, Preprocessing(*SIZE, 64, "bilinear", (0.5,) * 3, (0.5,) * 3), "sha256:test")
+    cpu = torch.device("cpu")
+    assert "pick" not in Network("test", loaded, ["patches"], cpu).layers
+    net = Network("test", loaded, ["pick"], cpu, LayoutOverride("tokens", 1))
+    assert net.layers["pick"] == LayerInfo("pick", 8, (4, 6), "tokens")
+    (found,) = net.run([EngineRequest(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8), best=1)])
+    assert isinstance(found, EngineResult)
+    assert found.maps[0][0].shape == (4, 6)
+    for wrong in (LayoutOverride("tokens", 0), LayoutOverride("tokens", 30), LayoutOverride("nhwc")):
+        with pytest.raises(ConfigurationError, match=r"card test: explain\.layout: pick cannot be .*'N', 25, 8"):
+            Network("test", loaded, ["pick"], cpu, wrong)
+
+
+def test_a_transformer_is_explained_in_one_batch_with_mixed_layers() -> None:
+    module = seeded(DEFAULTS["class token"][0])
+    preprocessing = Preprocessing(*SIZE, 64, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    net = Network("test", LoadedNetwork(module, preprocessing, "sha256:test"), (), torch.device("cpu"))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
+    works = [EngineRequest(pictures[0], classes=(1, 2)), EngineRequest(pictures[1], best=1, layers=("blocks.0", "patch_embed.proj"))]
+    for work, together in zip(works, net.run(works), strict=True):
+        (alone,) = net.run([work])
+        assert isinstance(together, EngineResult)
+        assert isinstance(alone, EngineResult)
+        for maps, own in zip(together.maps, alone.maps, strict=True):
+            for grid, own_grid in zip(maps, own, strict=True):
+                assert grid.shape == (4, 6)
+                assert grid.any()
+                np.testing.assert_allclose(grid, own_grid, atol=1e-6)
+
+
+def test_the_pooled_networks_layers_are_what_they_were() -> None:
+    assert network(seeded(Pooled)).default_layers == ("block",)
