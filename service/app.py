@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from service import __version__
-from service.api import admin, catalogue, openapi, health, inspection, problems, routes
+from service.api import admin, catalogue, health, inspection, openapi, problems, routes
 from service.api.middleware import ApiKeyMiddleware, HeadMiddleware, RequestLogMiddleware
 from service.api.services import Lifecycle, Services
 from service.errors import ConfigurationError
@@ -21,7 +21,7 @@ from service.explain.registry import Registry
 from service.settings import Settings
 from service.telemetry import Metrics, configure_logging
 
-DESCRIPTION = """Explanations for image classifiers: send a picture, get back where its class was found.
+DESCRIPTION = """Explanations for image classifiers: send an image, get back where its class was found.
 
 `curl -F image=@cat.jpg -H 'Accept: image/png' localhost:8000/explain -o overlay.png`
 """
@@ -72,7 +72,7 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
     for router in (routes.router, inspection.router, catalogue.router, admin.router, health.router):
         app.include_router(router)
     problems.install(app)
-    documentation.install(app)
+    openapi.install(app)
     return app
 
 

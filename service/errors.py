@@ -105,7 +105,7 @@ class TooManyImages(RequestError):
 
 
 class ImageError(CamserveError):
-    """The bytes are not a picture this service will decode."""
+    """The bytes are not an image this service will decode."""
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     code = "image_corrupt"

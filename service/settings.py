@@ -98,7 +98,7 @@ class Settings(BaseSettings):
 
     @property
     def codec_threads(self) -> int:
-        """Threads that decode and encode pictures."""
+        """Threads that decode and encode images."""
         return max(2, self.cores // 2)
 
     @model_validator(mode="after")

@@ -18,14 +18,14 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 
 @cache
 def scene(width: int = 48, height: int = 32) -> NDArray[np.uint8]:
-    """A smooth picture of which no turn or mirror image is the same: uint8 [height, width, 3] RGB."""
+    """A smooth image of which no turn or mirror image is the same: uint8 [height, width, 3] RGB."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     red = 255 * x / (width - 1)
     green = 255 * y / (height - 1)
     blue = 255 * np.exp(-((x - width / 5) ** 2 + (y - height / 4) ** 2) / (height / 3) ** 2)
-    picture = np.stack([red, green, blue], axis=2).round().astype(np.uint8)
-    picture.setflags(write=False)
-    return picture
+    image = np.stack([red, green, blue], axis=2).round().astype(np.uint8)
+    image.setflags(write=False)
+    return image
 
 
 def save(pixels: NDArray[Any] | Image.Image, kind: str, **options: Any) -> bytes:
@@ -139,7 +139,7 @@ def with_exif(data: bytes, block: bytes) -> bytes:
 
 
 def stored(orientation: int, upright: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """How a camera stores an upright picture under that orientation (Pillow's inverse of it)."""
+    """How a camera stores an upright image under that orientation (Pillow's inverse of it)."""
     step = Image.Transpose
     inverse = {
         2: step.FLIP_LEFT_RIGHT, 3: step.ROTATE_180, 4: step.FLIP_TOP_BOTTOM, 5: step.TRANSPOSE,

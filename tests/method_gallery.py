@@ -16,10 +16,10 @@ from PIL import Image
 
 from service.engine.methods import METHODS
 from service.errors import MethodNotApplicable
-from service.explain.results import ImageInput
 from service.explain.explainer import Explainer
 from service.explain.options import Options
 from service.explain.registry import Registry
+from service.explain.results import ImageInput
 from service.imaging.tiles import Section, Tile, tile_sheet
 from service.settings import Settings
 from service.telemetry import Metrics

@@ -70,7 +70,7 @@ def seeded(build: Any, *args: Any, seed: int = 0, **kwargs: Any) -> nn.Module:
 
 @functools.cache
 def known(name: str) -> nn.Module:
-    """A torchvision network, or a timm one as "timm:name", with seeded weights; the ViT takes pictures of `VIT_SIDE`."""
+    """A torchvision network, or a timm one as "timm:name", with seeded weights; the ViT takes images of `VIT_SIDE`."""
     source, _, rest = name.rpartition(":")
     if source == "timm":
         return seeded(timm.create_model, rest, pretrained=False)
@@ -88,6 +88,6 @@ def known(name: str) -> nn.Module:
 def network(
     module: nn.Module, *layers: str, size: int = 32, name: str = "test", plan: RuntimeOptions = TORCH_FP32, device: str = "cpu"
 ) -> Network:
-    """The engine's network around a module; pictures are scaled to -1..1."""
+    """The engine's network around a module; images are scaled to -1..1."""
     preprocessing = Preprocessing(size, size, size, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return Network(name, LoadedNetwork(module, preprocessing, "sha256:test"), layers, torch.device(device), plan=plan)

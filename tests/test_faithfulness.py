@@ -15,7 +15,7 @@ from service.engine.cards.card import read_cards
 from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.sources import load
-from service.engine.types import EngineResult, EngineRequest
+from service.engine.types import EngineRequest, EngineResult
 from service.imaging.decode import decode
 from service.imaging.geometry import InputSpec, place, prepare
 from service.imaging.headers import Limits
@@ -81,7 +81,10 @@ def test_shuffled_weights_of_the_head_change_the_map(
     correlations = []
     parameters = METHODS[method].defaults
     classes = [photo.top[0] for photo in ALL]
-    works = [EngineRequest(pixels, classes=(c,), method=method, parameters=parameters) for pixels, c in zip(seen, classes, strict=True)]
+    works = [
+        EngineRequest(pixels, classes=(c,), method=method, parameters=parameters)
+        for pixels, c in zip(seen, classes, strict=True)
+    ]
     for one, other in zip(*(network.run(works) for network in networks), strict=True):
         assert isinstance(one, EngineResult)
         assert isinstance(other, EngineResult)

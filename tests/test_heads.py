@@ -15,8 +15,8 @@ import torch
 
 from service.settings import Settings
 from tests.conftest import running
-from tests.networks import Pooled, seeded
 from tests.images import save, scene
+from tests.networks import Pooled, seeded
 
 CARD = """
 [architecture]
@@ -65,8 +65,8 @@ def client(tmp_path: Path) -> Iterator[httpx.Client]:
         yield client
 
 
-def explained(client: httpx.Client, model: str, picture: bytes, **options: Any) -> dict[str, Any]:
-    answer = client.post(f"/models/{model}/explain", content=picture, params={"heatmap": "list"} | options)
+def explained(client: httpx.Client, model: str, image: bytes, **options: Any) -> dict[str, Any]:
+    answer = client.post(f"/models/{model}/explain", content=image, params={"heatmap": "list"} | options)
     assert answer.status_code == 200, answer.text
     result: dict[str, Any] = answer.json()["results"][0]
     return result
@@ -83,7 +83,7 @@ def test_grey_and_binary(client: httpx.Client) -> None:
     np.testing.assert_allclose(
         ill["heatmap"], -np.array(healthy["heatmap"]), atol=1e-6
     )  # what speaks for one, against the other
-    # Another picture of the same luminance is the same to this network.
+    # Another image of the same luminance is the same to this network.
     grey = np.repeat((pixels @ np.array([0.299, 0.587, 0.114]))[..., None].round().astype(np.uint8), 3, axis=2)
     same = explained(client, "binary", save(grey, "PNG"))
     best, listed = same["predictions"][0], {p["class_id"]: p["logit"] for p in found["predictions"]}

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from service.engine.network import Network
 from service.engine.methods.probe import WHOLE_ROWS, Probe
-from service.engine.types import EngineResult, EngineRequest
+from service.engine.network import Network
+from service.engine.types import EngineRequest, EngineResult
 from service.errors import DeadlineExceeded
 from service.explain.results import Encoded
 from tests import images as make
@@ -22,7 +22,7 @@ from tests.explain.world import World, small_network, until, world
 
 pytestmark = pytest.mark.anyio
 
-PICTURE = make.save(make.scene(96, 48), "PNG")
+IMAGE = make.save(make.scene(96, 48), "PNG")
 LONG = 10_000  # samples: seconds, even on a network of two convolutions
 CHUNKS = LONG // WHOLE_ROWS
 
@@ -83,10 +83,10 @@ async def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watched: Watche
 
 
 async def test_quick_requests_pass_a_long_one(small: World, watched: Watched) -> None:
-    long = asyncio.create_task(small.explain(PICTURE, method="rise", samples=LONG, within_s=120))
+    long = asyncio.create_task(small.explain(IMAGE, method="rise", samples=LONG, within_s=120))
     await watched.under_way()
     for _ in range(20):
-        await small.explain(PICTURE)
+        await small.explain(IMAGE)
     assert not long.done(), "it was not long enough to prove anything"
     # While a batch runs no chunk begins, but for one that had looked just before.
     assert len(watched.beside) == 20
@@ -95,29 +95,29 @@ async def test_quick_requests_pass_a_long_one(small: World, watched: Watched) ->
 
 
 async def test_a_long_request_gets_on_under_quick_ones(small: World) -> None:
-    long = asyncio.create_task(small.explain(PICTURE, method="rise", samples=400, within_s=120))
+    long = asyncio.create_task(small.explain(IMAGE, method="rise", samples=400, within_s=120))
     quick = 0
     while not long.done():
-        await small.explain(PICTURE)
+        await small.explain(IMAGE)
         quick += 1
         assert quick < 3000
     assert (await long).results[0].explanations[0].method == "rise"
 
 
 async def test_a_long_request_stops_when_its_client_leaves(small: World, watched: Watched) -> None:
-    long = asyncio.create_task(small.explain(PICTURE, method="rise", samples=LONG, within_s=120))
+    long = asyncio.create_task(small.explain(IMAGE, method="rise", samples=LONG, within_s=120))
     await watched.under_way()
     long.cancel()
     with pytest.raises(asyncio.CancelledError):
         await long
     assert await watched.at_rest() < CHUNKS
     # The lane is free again.
-    await small.explain(PICTURE, method="rise", samples=8)
+    await small.explain(IMAGE, method="rise", samples=8)
 
 
 async def test_a_deadline_stops_a_long_request(small: World, watched: Watched) -> None:
     with pytest.raises(DeadlineExceeded):
-        await small.explain(PICTURE, method="rise", samples=LONG, within_s=0.4)
+        await small.explain(IMAGE, method="rise", samples=LONG, within_s=0.4)
     assert 0 < await watched.at_rest() < CHUNKS
 
 
@@ -127,24 +127,24 @@ async def test_what_cannot_be_ready_in_time_is_refused_at_once(
     monkeypatch.setattr(small_network(), "seconds_per_image", 1.0)
     started = time.perf_counter()
     with pytest.raises(DeadlineExceeded, match="about 100 s") as refused:
-        await small.explain(b"not even a picture", method="rise", samples=100, within_s=30)
+        await small.explain(b"not even an image", method="rise", samples=100, within_s=30)
     assert time.perf_counter() - started < 5
     assert refused.value.status == 504
     assert watched.chunks == 0
-    await small.explain(PICTURE, method="rise", samples=8, within_s=30)
-    await small.explain(PICTURE, within_s=30)
+    await small.explain(IMAGE, method="rise", samples=8, within_s=30)
+    await small.explain(IMAGE, within_s=30)
 
 
 async def test_every_layer_and_class_counts_in_the_estimate(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_network(), "seconds_per_image", 1.0)
     with pytest.raises(DeadlineExceeded, match="about 80 s"):
-        await small.explain(PICTURE, method="scorecam", samples=20, class_id=(0, 1), layer=("stem", "block"), within_s=30)
+        await small.explain(IMAGE, method="scorecam", samples=20, class_id=(0, 1), layer=("stem", "block"), within_s=30)
 
 
 @pytest.mark.parametrize("method", ["rise", "lime", "kernel_shap", "smoothgrad", "gradient_shap"])
 async def test_the_same_seed_gets_the_same_answer_and_another_another(small: World, method: str) -> None:
     async def answer(seed: int) -> bytes:
-        document = (await small.explain(PICTURE, delivery="npy", method=method, samples=16, seed=seed)).document
+        document = (await small.explain(IMAGE, delivery="npy", method=method, samples=16, seed=seed)).document
         assert isinstance(document, Encoded)
         return document.data
 

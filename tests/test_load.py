@@ -66,7 +66,7 @@ def free_port() -> Iterator[int]:
 
 
 def variants(count: int) -> list[bytes]:
-    """Distinct pictures: parts of the photographs, each of its own place and size."""
+    """Distinct images: parts of the photographs, each of its own place and size."""
     photos = [Image.open(photo.path).convert("RGB") for photo in ALL]
     random = np.random.default_rng(3)
     files = []
@@ -87,15 +87,15 @@ def served() -> Iterator[str]:
 
 
 def test_concurrent_answers_equal_solo_answers(served: str) -> None:
-    """Classes are among each picture's 20 best: where a picture shows nothing of a class, min-max magnifies rounding."""
-    pictures = variants(REQUESTS)
+    """Classes are among each image's 20 best: where an image shows nothing of a class, min-max magnifies rounding."""
+    images = variants(REQUESTS)
 
     async def rank(client: httpx.AsyncClient, number: int) -> int:
-        response = await client.post(f"{served}/predict?top_k=20", content=pictures[number])
+        response = await client.post(f"{served}/predict?top_k=20", content=images[number])
         return int(response.json()["results"][0]["predictions"][number % 20]["class_id"])
 
     async def explain(client: httpx.AsyncClient, number: int, class_id: int) -> tuple[Map, int]:
-        response = await client.post(f"{served}/explain?class_id={class_id}&format=npy&size=input", content=pictures[number])
+        response = await client.post(f"{served}/explain?class_id={class_id}&format=npy&size=input", content=images[number])
         assert response.status_code == 200, response.text
         assert int(response.headers["x-explain-class-id"]) == class_id
         return np.load(io.BytesIO(response.content), allow_pickle=False), int(response.headers["x-batch-size"])
@@ -120,7 +120,7 @@ def test_concurrent_answers_equal_solo_answers(served: str) -> None:
 
 
 def test_termination_under_load_answers_everything_accepted() -> None:
-    pictures = variants(60)
+    images = variants(60)
     with process(log_format="json", request_timeout_s="60", cache_entries="0") as (running, url):
 
         async def storm() -> list[int]:
@@ -135,8 +135,8 @@ def test_termination_under_load_answers_everything_accepted() -> None:
                         sent.release()
 
                 requests = [
-                    asyncio.create_task(client.post(f"{url}/explain", content=picture, extensions={"trace": watch}))
-                    for picture in pictures
+                    asyncio.create_task(client.post(f"{url}/explain", content=image, extensions={"trace": watch}))
+                    for image in images
                 ]
                 for _ in requests:
                     await sent.acquire()

@@ -15,7 +15,7 @@ from service.engine.evaluation.faithfulness import STEPS
 from tests.conftest import Running
 from tests.photographs import CHELSEA, COFFEE
 
-TABBY, PUZZLE = 281, 918  # a class that is in the picture of Chelsea, and one that is not
+TABBY, PUZZLE = 281, 918  # a class that is in the image of Chelsea, and one that is not
 
 
 def post(server: Running, path: str, data: bytes = CHELSEA.data, status: int = 200) -> httpx.Response:
@@ -52,9 +52,9 @@ def test_it_is_null_unless_asked_for(server: Running) -> None:
 
 
 def test_the_curves_as_a_plot(gallery: Running) -> None:
-    picture = Image.open(io.BytesIO(post(gallery, "/explain?format=png&overlay_type=curves").content))
-    pixels = np.asarray(picture)
-    assert picture.width > picture.height
+    image = Image.open(io.BytesIO(post(gallery, "/explain?format=png&overlay_type=curves").content))
+    pixels = np.asarray(image)
+    assert image.width > image.height
     for ink in ((0, 114, 178), (213, 94, 0), (0, 158, 115)):
         assert (pixels == ink).all(axis=2).sum() > 200  # each of the three lines
 
@@ -80,9 +80,9 @@ def test_layers_are_looked_into(server: Running, layers: str) -> None:
 
 def test_the_feature_maps_as_a_sheet(server: Running) -> None:
     response = post(server, f"/models/efficientnet_lite0/inspect?format=jpeg&class_id={TABBY}")
-    picture = Image.open(io.BytesIO(response.content))
-    assert picture.format == "JPEG"
-    assert min(picture.size) > 700
+    image = Image.open(io.BytesIO(response.content))
+    assert image.format == "JPEG"
+    assert min(image.size) > 700
     assert response.headers["x-explain-class-id"] == str(TABBY)
     assert response.headers["x-explain-layer"] == "blocks.1,blocks.2,blocks.4,bn2"
 
@@ -101,7 +101,7 @@ def test_what_cannot_be_looked_into(server: Running, query: str, status: int, co
     assert post(server, f"/inspect?{query}", status=status).json()["code"] == code
 
 
-def test_a_sheet_shows_one_picture(server: Running) -> None:
+def test_a_sheet_shows_one_image(server: Running) -> None:
     files = [("image", CHELSEA.data), ("image", COFFEE.data)]
     assert httpx.post(f"{server.url}/inspect?format=png", files=files, timeout=60).json()["code"] == "not_acceptable"
     results = httpx.post(f"{server.url}/inspect", files=files, timeout=60).json()["results"]

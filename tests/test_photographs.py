@@ -96,9 +96,9 @@ def test_a_large_jpeg_is_the_same_drawn_or_in_numbers(server: Running, photo: Ph
 def test_every_way_to_draw(server: Running, query: str, size: tuple[int, int]) -> None:
     response = httpx.post(f"{server.url}/explain?format=png&{query}", content=CHELSEA.data, timeout=60)
     assert response.status_code == 200, response.text
-    with Image.open(io.BytesIO(response.content)) as picture:
-        assert picture.size == size
-        assert len(set(np.asarray(picture)[size[1] // 2, ::7, 0].tolist())) > 5
+    with Image.open(io.BytesIO(response.content)) as image:
+        assert image.size == size
+        assert len(set(np.asarray(image)[size[1] // 2, ::7, 0].tolist())) > 5
 
 
 def array(server: Running, data: bytes, query: str = "") -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -10,8 +10,8 @@ from fastapi.requests import Request
 from fastapi.responses import Response
 
 from service import errors
-from service.api.openapi import OTHER, answers, problems
 from service.api.auth import ApiKeySet, refusal
+from service.api.openapi import OTHER, answers, problems
 from service.api.schemas import Model
 from service.api.services import Phase, Services, ServicesDependency
 

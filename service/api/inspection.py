@@ -15,7 +15,7 @@ from service.api.services import ServicesDependency
 
 INSPECT: Final[dict[str, Any]] = {
     "response_class": Response,
-    "responses": success(InspectResponse, pictures=True, arrays=False) | PROBLEMS,
+    "responses": success(InspectResponse, images=True, arrays=False) | PROBLEMS,
     "tags": ["inspect"],
 }
 
@@ -24,7 +24,7 @@ router = APIRouter()
 
 @router.post("/inspect", summary="Look into layers", openapi_extra=WITH_MODEL, **INSPECT)
 async def inspect(request: Request, services: ServicesDependency) -> Response:
-    """What layers do for one class of one or more pictures: shapes, activations, gradients, the channels that weigh most.
+    """What layers do for one class of one or more images: shapes, activations, gradients, the channels that weigh most.
 
     Uses the options `model`, `fit`, `layer` (repeatable; a few stages over the depth if not given), `class_id` or `class_name`
     (one; the predicted class if not given), `versus`, `channels`, `top_k` and `color_map`. `Accept: image/png`, `image/jpeg` or

@@ -39,7 +39,7 @@ def parse_json_body(body: bytes, *, max_images: int) -> JsonBody:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
-        raise JsonInvalid('The body is not valid JSON. Send {"image": "<base64>"}, or the picture itself as image/*.') from None
+        raise JsonInvalid('The body is not valid JSON. Send {"image": "<base64>"}, or the image itself as image/*.') from None
     if not isinstance(document, dict):
         raise JsonInvalid('The body must be a JSON object, such as {"image": "<base64>"}.')
     single = document.pop("image", None)
@@ -70,7 +70,7 @@ def _parse_images(several: object, limit: int) -> tuple[tuple[bytes, dict[str, A
 def _decode(text: object, where: str) -> bytes:
     """Strict base64 of RFC 4648, or a `data:` URI of it; no line breaks, no URL-safe alphabet, padding kept."""
     if not isinstance(text, str) or not text:
-        raise ImageMissing(f"{where}: must be the picture's bytes in base64, as a text.")
+        raise ImageMissing(f"{where}: must be the image's bytes in base64, as a text.")
     if text.startswith("data:"):
         prefix = DATA_URI.match(text)
         if prefix is None:

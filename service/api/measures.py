@@ -16,11 +16,11 @@ class Faithfulness(Shape):
 
     deletion: float = Field(description="Area under `deletion_curve`; low is good.")
     insertion: float = Field(description="Area under `insertion_curve`; high is good.")
-    average_drop: float = Field(description="Part of the probability lost when the map masks the picture; low is good.")
+    average_drop: float = Field(description="Part of the probability lost when the map masks the image; low is good.")
     road: float = Field(description="Mean of (`road_least` - `road_most`) / 2; high is good.")
     deletion_curve: list[float] = Field(description="Probability while pixels, hottest first, are set to the channels' means.")
     insertion_curve: list[float] = Field(
-        description="Probability while pixels, hottest first, enter the picture blurred by a Gaussian (kernel 11, sigma 5)."
+        description="Probability while pixels, hottest first, enter the image blurred by a Gaussian (kernel 11, sigma 5)."
     )
     road_most: list[float] = Field(description="Probability without the hottest pixels, for each of `road_percent`.")
     road_least: list[float] = Field(description="Probability without the coldest pixels.")
@@ -31,7 +31,7 @@ class Evaluation(Shape):
 
     steps: int = Field(description="Of the curves, from 0 to all of the pixels.")
     road_percent: list[int] = Field(description="Pixels removed, which ROAD makes up from their neighbours.")
-    probability: float = Field(description="Of the class in the whole picture.")
+    probability: float = Field(description="Of the class in the whole image.")
     map: Faithfulness
     random: Faithfulness
     center: Faithfulness

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.errors import NotAcceptable
-from service.explain.results import Delivery
 from service.explain.options import Format
+from service.explain.results import Delivery
 
 MEDIA_TYPES: Final[dict[Delivery, str]] = {
     "json": "application/json",

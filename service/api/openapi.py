@@ -33,8 +33,8 @@ ANSWER_HEADERS: Final = {
     "request asks the network anew, `no-store` remembers nothing either.",
     "Vary": "`Accept`.",
 }
-PICTURE_HEADERS: Final = {
-    "X-Explain-Class-Id": "Picture and array answers: the class explained; of several a list with commas.",
+IMAGE_HEADERS: Final = {
+    "X-Explain-Class-Id": "Image and array answers: the class explained; of several a list with commas.",
     "X-Explain-Class-Name": "Its label, percent-encoded.",
     "X-Explain-Probability": "Its softmax probability.",
     "X-Explain-Method": "The method.",
@@ -45,7 +45,7 @@ PICTURE_HEADERS: Final = {
 REQUEST_BODY: Final = {
     "requestBody": {
         "required": True,
-        "description": "The picture in one of three forms; options go with each of them, or in the query string. "
+        "description": "The image in one of three forms; options go with each of them, or in the query string. "
         "An option in the body replaces the same option of the query string.",
         "content": {
             "multipart/form-data": {
@@ -112,18 +112,18 @@ def answers(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {200: {"model": model}}
 
 
-def success(model: type[BaseModel], *, pictures: bool = False, arrays: bool = True) -> dict[int | str, dict[str, Any]]:
+def success(model: type[BaseModel], *, images: bool = False, arrays: bool = True) -> dict[int | str, dict[str, Any]]:
     """`responses=` for the 200 of /predict, /explain and /inspect, with its headers."""
     response: dict[str, Any] = {"model": model, "description": "Everything, as JSON."}
     headers = dict(ANSWER_HEADERS)
-    if pictures:
+    if images:
         response["description"] = (
-            f"Everything as JSON{', ' if arrays else ' or '}one picture{', or one array' * arrays}, as Accept or `format` ask."
+            f"Everything as JSON{', ' if arrays else ' or '}one image{', or one array' * arrays}, as Accept or `format` ask."
         )
         response["content"] = {
             kind: BINARY for name, kind in MEDIA_TYPES.items() if name != "json" and (arrays or name != "npy")
         }
-        headers |= PICTURE_HEADERS
+        headers |= IMAGE_HEADERS
     response["headers"] = _headers(headers)
     return {200: response}
 

@@ -1,4 +1,4 @@
-"""An answer of the explainer to an HTTP response: JSON after `api.md`, or a picture or array with its provenance in headers."""
+"""An answer of the explainer to an HTTP response: JSON after `api.md`, or an image or array with its provenance in headers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def answer_response(answer: Answer, request_id: str, *, explaining: bool) -> Res
     """The answer as the client will get it.
 
     Args:
-        answer: with a `document` where a picture or an array was asked for.
+        answer: with a `document` where an image or an array was asked for.
         request_id: `id` of the JSON answer.
         explaining: False leaves `explanations` out, for /predict.
     """

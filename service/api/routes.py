@@ -11,13 +11,13 @@ from fastapi.responses import Response
 
 from service import errors
 from service.api import negotiation
-from service.api.responses import answer_response
+from service.api.disconnect import cancel_on_disconnect
 from service.api.openapi import REQUEST_BODY, option_parameters, problems, success
 from service.api.request_log import request_log_of
+from service.api.responses import answer_response
 from service.api.schemas import ExplainResponse, PredictResponse
 from service.api.services import Phase, Services, ServicesDependency
 from service.api.uploads import read_upload
-from service.api.disconnect import cancel_on_disconnect
 from service.explain.cache import CachePolicy
 from service.explain.options import Options
 
@@ -63,7 +63,7 @@ PREDICT: Final[dict[str, Any]] = {
 }
 EXPLAIN: Final[dict[str, Any]] = {
     "response_class": Response,
-    "responses": success(ExplainResponse, pictures=True) | PROBLEMS,
+    "responses": success(ExplainResponse, images=True) | PROBLEMS,
     "tags": ["explain"],
 }
 WITH_MODEL: Final[dict[str, Any]] = REQUEST_BODY | {"parameters": option_parameters()}
@@ -74,29 +74,29 @@ ModelName = Annotated[str, Path(description="Name of a model card, see GET /mode
 router = APIRouter()
 
 
-@router.post("/predict", summary="Classify pictures", openapi_extra=WITH_MODEL, **PREDICT)
+@router.post("/predict", summary="Classify images", openapi_extra=WITH_MODEL, **PREDICT)
 async def predict(request: Request, services: ServicesDependency) -> Response:
-    """The best classes of one or more pictures, with probabilities and logits."""
+    """The best classes of one or more images, with probabilities and logits."""
     return await answer(request, services, None, "predict")
 
 
-@router.post("/models/{model}/predict", summary="Classify pictures with a named model", openapi_extra=MODEL_IN_PATH, **PREDICT)
+@router.post("/models/{model}/predict", summary="Classify images with a named model", openapi_extra=MODEL_IN_PATH, **PREDICT)
 async def predict_with(request: Request, services: ServicesDependency, model: ModelName) -> Response:
     """As POST /predict, with the model named in the path."""
     return await answer(request, services, model, "predict")
 
 
-@router.post("/explain", summary="Explain pictures", openapi_extra=WITH_MODEL, **EXPLAIN)
+@router.post("/explain", summary="Explain images", openapi_extra=WITH_MODEL, **EXPLAIN)
 async def explain(request: Request, services: ServicesDependency) -> Response:
-    """Where in one or more pictures a class was found: heatmaps and overlays, with everything needed to read them.
+    """Where in one or more images a class was found: heatmaps and overlays, with everything needed to read them.
 
-    `Accept: image/png`, `image/jpeg` or `image/webp` (or option `format`) returns the overlay of one picture and one class, or
+    `Accept: image/png`, `image/jpeg` or `image/webp` (or option `format`) returns the overlay of one image and one class, or
     a contact sheet of several with `overlay_type=panel`. `application/x-npy` returns the float32 map. Else JSON.
     """
     return await answer(request, services, None, "explain")
 
 
-@router.post("/models/{model}/explain", summary="Explain pictures with a named model", openapi_extra=MODEL_IN_PATH, **EXPLAIN)
+@router.post("/models/{model}/explain", summary="Explain images with a named model", openapi_extra=MODEL_IN_PATH, **EXPLAIN)
 async def explain_with(request: Request, services: ServicesDependency, model: ModelName) -> Response:
     """As POST /explain, with the model named in the path."""
     return await answer(request, services, model, "explain")

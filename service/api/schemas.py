@@ -41,7 +41,7 @@ class FormRequest(Options):
     """File parts beside the options."""
 
     image: list[Annotated[str, Field(json_schema_extra={"format": "binary"})]] = Field(
-        description="The picture as a file part; repeat it for several. `file` is another name for it."
+        description="The image as a file part; repeat it for several. `file` is another name for it."
     )
 
 
@@ -62,7 +62,7 @@ class ModelIdentity(Shape):
 
 
 class ImageInfo(Shape):
-    """The picture after EXIF orientation."""
+    """The image after EXIF orientation."""
 
     width: int = Field(ge=1)
     height: int = Field(ge=1)
@@ -81,7 +81,7 @@ class Prediction(Shape):
 
 
 class Encoded(Shape):
-    """A picture or an array in base64."""
+    """An image or an array in base64."""
 
     media_type: str
     width: int

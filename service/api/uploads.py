@@ -14,15 +14,15 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from service.api import request_body, parameters
+from service.api import parameters, request_body
 from service.api.json_body import parse_json_body
 from service.api.multipart import FILE_FIELDS, read_form
 from service.errors import ContentTypeUnsupported, ImageMissing, ParameterInvalid
-from service.explain.results import ImageInput
 from service.explain.options import Options
+from service.explain.results import ImageInput
 from service.settings import Settings
 
-# curl calls every body a form unless it is told otherwise. What is no picture is refused by its bytes, whatever it is called.
+# curl calls every body a form unless it is told otherwise. What is no image is refused by its bytes, whatever it is called.
 RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 
 
@@ -45,9 +45,9 @@ async def read_upload(request: Request, settings: Settings) -> Upload:
         RequestError: the form is wrong: 400, 413, 415 or 422 with the code of `api.md`.
         ClientDisconnect: the client left before its body was here.
     """
-    bodies.refuse_early(request, settings.max_body_bytes)
+    request_body.refuse_early(request, settings.max_body_bytes)
     query = parameters.from_pairs(request.query_params.multi_items())
-    declared = bodies.content_type(request)
+    declared = request_body.content_type(request)
     if declared == "multipart/form-data":
         return await _from_form(request, query, settings)
     if declared == "application/json":
@@ -55,13 +55,13 @@ async def read_upload(request: Request, settings: Settings) -> Upload:
     if declared.startswith("image/") or declared in RAW_TYPES:
         return await _from_raw(request, query, settings)
     raise ContentTypeUnsupported(
-        "Send the picture as multipart/form-data with a file part named image, as image/* or application/octet-stream, or "
+        "Send the image as multipart/form-data with a file part named image, as image/* or application/octet-stream, or "
         "in base64 as application/json."
     )
 
 
 async def _from_form(request: Request, query: parameters.Raw, settings: Settings) -> Upload:
-    async with aclosing(bodies.stream(request, settings.max_body_bytes)) as chunks:
+    async with aclosing(request_body.stream(request, settings.max_body_bytes)) as chunks:
         form = await read_form(request.headers, chunks, max_images=settings.max_images_per_request)
     options = parameters.parse_options(query, parameters.from_pairs(form.fields))
     for name, _ in form.files:
@@ -73,7 +73,7 @@ async def _from_form(request: Request, query: parameters.Raw, settings: Settings
 
 
 async def _from_json(request: Request, query: parameters.Raw, settings: Settings) -> Upload:
-    body = await bodies.read(request, settings.max_body_bytes)
+    body = await request_body.read(request, settings.max_body_bytes)
     document = parse_json_body(body, max_images=settings.max_images_per_request)
     options = parameters.parse_options(query, parameters.from_json(document.options))
     subjects = (
@@ -85,7 +85,7 @@ async def _from_json(request: Request, query: parameters.Raw, settings: Settings
 
 async def _from_raw(request: Request, query: parameters.Raw, settings: Settings) -> Upload:
     options = parameters.parse_options(query, {})
-    body = await bodies.read(request, settings.max_body_bytes)
+    body = await request_body.read(request, settings.max_body_bytes)
     if not body:
-        raise ImageMissing("There is no image: the body is empty. Send the picture: curl -F image=@cat.jpg.")
+        raise ImageMissing("There is no image: the body is empty. Send the image: curl -F image=@cat.jpg.")
     return Upload((ImageInput(body, options.targets),), options)

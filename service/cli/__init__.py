@@ -70,12 +70,12 @@ def serve(settings: Settings) -> None:
 @with_fields("options", Options, *OVERLAY_OPTIONS)
 @with_fields("settings", Settings, "models_dir", "device", "random_weights", "max_batch_size", "max_image_pixels", "threads")
 def explain(
-    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", exists=True)],
+    paths: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", exists=True)],
     options: Options,
     settings: Settings,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the overlays and for explanations.csv.")] = Path("out"),
 ) -> None:
-    """Explain pictures on this machine, without a server: an overlay for each, a table, and a CSV of what was found."""
+    """Explain images on this machine, without a server: an overlay for each, a table, and a CSV of what was found."""
     from service.cli.files import explain_files  # noqa: PLC0415
 
     with reasons(code=2):
@@ -88,13 +88,13 @@ def explain(
 @with_fields("options", Options, *MAP_OPTIONS)
 @with_fields("settings", Settings, "models_dir", "device", "random_weights", "max_image_pixels", "threads")
 def evaluate(
-    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", exists=True)],
+    paths: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", exists=True)],
     options: Options,
     settings: Settings,
     methods: Annotated[str, typer.Option(help="Methods to compare, with commas.")] = "gradcam,layercam,eigencam",
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for evaluation.csv and evaluation.png.")] = Path("out"),
 ) -> None:
-    """Compare methods over pictures: deletion, insertion, average drop, ROAD and time, beside a random and a centre map."""
+    """Compare methods over images: deletion, insertion, average drop, ROAD and time, beside a random and a centre map."""
     from service.cli.evaluation import evaluate_files  # noqa: PLC0415
 
     names = tuple(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))

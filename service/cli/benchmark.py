@@ -1,4 +1,4 @@
-"""Measures one model card on this machine: how long it takes to load, to predict and to explain. No server, no pictures.
+"""Measures one model card on this machine: how long it takes to load, to predict and to explain. No server, no images.
 
 Predictions and explanations are measured in turn, round by round, so that a machine that slows down slows both.
 """

@@ -1,4 +1,4 @@
-"""Compares methods over the pictures of folders: how faithful their maps are, how long they take. Table, CSV, plot."""
+"""Compares methods over the images of folders: how faithful their maps are, how long they take. Table, CSV, plot."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rich.table import Column, Table
 
 from service.cli.files import DEADLINE_S, find_images
 from service.errors import ImageError, ParameterInvalid
-from service.explain.results import Evaluation, ImageInput
 from service.explain.explainer import Explainer
 from service.explain.options import Options
 from service.explain.registry import Registry
+from service.explain.results import Evaluation, ImageInput
 from service.imaging.encode import encode_image
 from service.imaging.plots import INKS, Axes, Line, plot
 from service.settings import Settings
@@ -46,10 +46,10 @@ class Measured:
 def evaluate_files(
     paths: Iterable[Path], folder: Path, methods: Sequence[str], options: Options, settings: Settings, out: Console
 ) -> int:
-    """Measures every method on every picture, writes `folder/evaluation.csv` and `folder/evaluation.png`, prints a table.
+    """Measures every method on every image, writes `folder/evaluation.csv` and `folder/evaluation.png`, prints a table.
 
     Returns:
-        How many files could not be read as pictures.
+        How many files could not be read as images.
 
     Raises:
         ConfigurationError: the model cannot be loaded.
@@ -60,7 +60,7 @@ def evaluate_files(
     for unread, reason in failed.items():
         out.print(f"[red]{unread.name}: {reason}[/]")
     if not measured:
-        raise ParameterInvalid("None of the files is a picture that can be explained.")
+        raise ParameterInvalid("None of the files is an image that can be explained.")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "evaluation.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -170,10 +170,10 @@ def _plot(measured: Sequence[Measured]) -> np.ndarray[tuple[int, ...], np.dtype[
             ),
             Axes(
                 "Insertion: probability of the class, high is good",
-                "part of the pixels put into the blurred picture, hottest first",
+                "part of the pixels put into the blurred image, hottest first",
                 lines("insertion"),
             ),
         ),
-        title=f"Faithfulness, mean over {files} pictures",
-        note="Beside each area: milliseconds of the network for one picture.",
+        title=f"Faithfulness, mean over {files} images",
+        note="Beside each area: milliseconds of the network for one image.",
     )

@@ -1,4 +1,4 @@
-"""Explains the pictures of folders with the service's own explainer, in process: overlays, a table and a CSV."""
+"""Explains the images of folders with the service's own explainer, in process: overlays, a table and a CSV."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from service.errors import DeadlineExceeded, EngineError, ImageError, ParameterInvalid
-from service.explain.results import Answer, Explanation, ImageInput
 from service.explain.explainer import Explainer
 from service.explain.options import Options
 from service.explain.registry import Registry
+from service.explain.results import Answer, Explanation, ImageInput
 from service.settings import Settings
 from service.telemetry import Metrics
 
@@ -49,7 +49,7 @@ class Line:
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """The files named, and every picture below the folders named, by suffix, in order of their names.
+    """The files named, and every image below the folders named, by suffix, in order of their names.
 
     Raises:
         ParameterInvalid: there is none.
@@ -59,12 +59,12 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
         below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()) if path.is_dir() else [path]
         found.update(dict.fromkeys(below))
     if not found:
-        raise ParameterInvalid(f"No pictures there. Folders are searched for {', '.join(sorted(SUFFIXES))}.")
+        raise ParameterInvalid(f"No images there. Folders are searched for {', '.join(sorted(SUFFIXES))}.")
     return list(found)
 
 
 def explain_files(paths: Iterable[Path], folder: Path, options: Options, settings: Settings, out: Console) -> int:
-    """Explains every picture, writes `folder/*.png` and `folder/explanations.csv`, prints a table.
+    """Explains every image, writes `folder/*.png` and `folder/explanations.csv`, prints a table.
 
     Returns:
         How many files could not be explained; each is told in the table and the CSV.
@@ -93,7 +93,7 @@ async def _explain_all(files: Sequence[Path], folder: Path, options: Options, se
             await registry.start()
         explainer = Explainer(registry, settings, codecs, metrics)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        # Enough at once to fill a batch while the next is being decoded, no more: pictures are held in memory.
+        # Enough at once to fill a batch while the next is being decoded, no more: images are held in memory.
         at_once = asyncio.Semaphore(2 * settings.max_batch_size)
         with Progress(*columns, console=out, transient=True) as progress:
             task = progress.add_task("explaining", total=len(files))
@@ -111,7 +111,7 @@ async def _explain_all(files: Sequence[Path], folder: Path, options: Options, se
 
 
 async def _explain_file(explainer: Explainer, file: Path, target: Path, options: Options) -> list[Line]:
-    """One picture: its overlay, or where several classes are asked for a sheet with a row each."""
+    """One image: its overlay, or where several classes are asked for a sheet with a row each."""
     try:
         data = await asyncio.to_thread(file.read_bytes)
     except OSError as error:

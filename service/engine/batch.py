@@ -1,6 +1,6 @@
-"""One batch through the head: from the trunk's activations to logits and signed maps, picture by picture, class by class.
+"""One batch through the head: from the trunk's activations to logits and signed maps, image by image, class by class.
 
-Each class of each picture is a row of the head, which runs under autograd once for all rows; the gradient is of the sum of the
+Each class of each image is a row of the head, which runs under autograd once for all rows; the gradient is of the sum of the
 rows' scores, and rows are independent in eval mode, so every row gets its own. Methods that need more than one gradient get a
 probe for each of their rows afterwards.
 """
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.graph.export import NetworkGraph
-from service.engine.methods import METHODS
-from service.engine.methods.probe import LayerSplit, Probe
-from service.engine.methods.augmentation import augmented
 from service.engine.graph.split import Split
-from service.engine.types import EngineResult, EngineRequest
+from service.engine.methods import METHODS
+from service.engine.methods.augmentation import augmented
+from service.engine.methods.probe import LayerSplit, Probe
+from service.engine.types import EngineRequest, EngineResult
 from service.errors import CamserveError, InferenceNonFinite
 
 MAX_ROWS = 32  # of one head pass: bounds memory when many classes are asked at an early, large layer
@@ -30,14 +30,14 @@ Maps = tuple[NDArray[np.float32], ...]
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one size whose trunk has run.
+    """Images of one size whose trunk has run.
 
     Attributes:
         network: whole.
         images: float ``[N, C, h, w]``, normalised.
         parts: the network, cut at least at every layer that a work names.
         crossing: what the trunk gave for the images.
-        works: one per picture, each with its `layers` named.
+        works: one per image, each with its `layers` named.
         split_at: the network cut at other layers.
         step_aside: see `Probe`.
     """
@@ -53,9 +53,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class HeadRow:
-    """One class of one picture; `class_id` None stands for the best."""
+    """One class of one image; `class_id` None stands for the best."""
 
-    picture: int
+    image: int
     class_id: int | None
 
 
@@ -77,20 +77,20 @@ def explain_batch(batch: Batch) -> list[EngineResult | Exception]:
         finite.
     """
     works = batch.works
-    done = _pass(batch, [HeadRow(picture, c) for picture, work in enumerate(works) for c in (work.classes or (None,))])
+    done = _pass(batch, [HeadRow(image, c) for image, work in enumerate(works) for c in (work.classes or (None,))])
     # Of the k best classes asked for, the first pass explained the best and told which the others are.
-    first = {explained.row.picture: explained for explained in reversed(done)}
+    first = {explained.row.image: explained for explained in reversed(done)}
     done += _pass(
         batch,
         [
-            HeadRow(picture, int(class_id))
-            for picture, work in enumerate(works)
+            HeadRow(image, int(class_id))
+            for image, work in enumerate(works)
             if not work.classes and work.best > 1
-            for class_id in np.argsort(-first[picture].logits, kind="stable")[: work.best]
-            if class_id != first[picture].class_id
+            for class_id in np.argsort(-first[image].logits, kind="stable")[: work.best]
+            if class_id != first[image].class_id
         ],
     )
-    return [_outcome(batch, picture, [e for e in done if e.row.picture == picture]) for picture in range(len(works))]
+    return [_outcome(batch, image, [e for e in done if e.row.image == image]) for image in range(len(works))]
 
 
 def _pass(batch: Batch, rows: Sequence[HeadRow]) -> list[HeadResult]:
@@ -103,9 +103,9 @@ def _pass(batch: Batch, rows: Sequence[HeadRow]) -> list[HeadResult]:
 
 def _head(batch: Batch, rows: Sequence[HeadRow]) -> list[HeadResult]:
     """One head pass with its gradient."""
-    pictures = [row.picture for row in rows]
-    each_once = pictures == list(range(len(batch.works)))
-    inputs = batch.parts.enter(batch.crossing, None if each_once else torch.tensor(pictures, device=batch.images.device))
+    images = [row.image for row in rows]
+    each_once = images == list(range(len(batch.works)))
+    inputs = batch.parts.enter(batch.crossing, None if each_once else torch.tensor(images, device=batch.images.device))
     if batch.parts.pooled is not None:
         activations = inputs
         with torch.no_grad():
@@ -115,7 +115,7 @@ def _head(batch: Batch, rows: Sequence[HeadRow]) -> list[HeadResult]:
             logits, *activations = batch.parts.head(*inputs)
     scores = logits.detach().float().cpu().numpy()
     classes = [int(scores[i].argmax()) if row.class_id is None else row.class_id for i, row in enumerate(rows)]
-    asked = [batch.works[picture] for picture in pictures]
+    asked = [batch.works[image] for image in images]
     maps = _maps(batch.parts, logits, activations, classes, asked)
     return [HeadResult(row, classes[i], scores[i], maps[i]) for i, row in enumerate(rows)]
 
@@ -166,17 +166,17 @@ def is_batched(work: EngineRequest) -> bool:
     return METHODS[work.method].cam is not None and not work.parameters.aug_smooth
 
 
-def _explore(batch: Batch, picture: int, explained: HeadResult) -> Maps:
+def _explore(batch: Batch, image: int, explained: HeadResult) -> Maps:
     """The maps of a method that asks the network again."""
-    work = batch.works[picture]
+    work = batch.works[image]
     method = METHODS[work.method]
     probe = Probe(
         network=batch.network,
-        image=batch.images[picture : picture + 1],
+        image=batch.images[image : image + 1],
         class_id=explained.class_id,
         versus=work.versus,
         logits=torch.from_numpy(explained.logits).to(batch.images.device),
-        cuts=tuple(_cut(batch, picture, layer) for layer in work.layers) if method.layered else (),
+        cuts=tuple(_cut(batch, image, layer) for layer in work.layers) if method.layered else (),
         parameters=work.parameters,
         method=work.method,
         abandoned=work.abandoned,
@@ -190,23 +190,23 @@ def _explore(batch: Batch, picture: int, explained: HeadResult) -> Maps:
     return tuple(grid.detach().float().cpu().numpy() for grid in maps)
 
 
-def _cut(batch: Batch, picture: int, layer: str) -> LayerSplit:
-    """The network cut at one layer alone, for one picture; the batch's own trunk pass where that was its cut."""
+def _cut(batch: Batch, image: int, layer: str) -> LayerSplit:
+    """The network cut at one layer alone, for one image; the batch's own trunk pass where that was its cut."""
     if batch.parts.layers == (layer,):
-        row = torch.tensor([picture], device=batch.images.device)
+        row = torch.tensor([image], device=batch.images.device)
         crossing = tuple(how.select(value, row) for how, value in zip(batch.parts.crossings, batch.crossing, strict=True))
         return LayerSplit(batch.parts, crossing, batch.parts.layouts[0])
     parts = batch.split_at((layer,))
     with torch.no_grad():
-        return LayerSplit(parts, tuple(parts.trunk(batch.images[picture : picture + 1])), parts.layouts[0])
+        return LayerSplit(parts, tuple(parts.trunk(batch.images[image : image + 1])), parts.layouts[0])
 
 
-def _outcome(batch: Batch, picture: int, explained: Sequence[HeadResult]) -> EngineResult | Exception:
-    """The rows of one picture, put together; only the layers that its work names."""
-    work = batch.works[picture]
+def _outcome(batch: Batch, image: int, explained: Sequence[HeadResult]) -> EngineResult | Exception:
+    """The rows of one image, put together; only the layers that its work names."""
+    work = batch.works[image]
     method = METHODS[work.method]
     logits = explained[0].logits
-    broken = InferenceNonFinite("The network's output for this picture is not finite; nothing can be said about it.")
+    broken = InferenceNonFinite("The network's output for this image is not finite; nothing can be said about it.")
     if not np.isfinite(logits).all():
         return broken
     wanted = explained if work.rows else []
@@ -215,7 +215,7 @@ def _outcome(batch: Batch, picture: int, explained: Sequence[HeadResult]) -> Eng
         maps = tuple(tuple(e.maps[layer] for layer in at) for e in wanted)
     else:
         try:
-            maps = tuple(_explore(batch, picture, e) for e in wanted)
+            maps = tuple(_explore(batch, image, e) for e in wanted)
         except CamserveError as error:
             return error
     if not all(np.isfinite(grid).all() for grids in maps for grid in grids):

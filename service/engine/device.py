@@ -1,10 +1,12 @@
-"""Where the networks run and with how many threads: decided once, at start. And how what a network held is given back."""
+"""Where the networks run, with how many threads, and what only one thread may do at a time; how memory is given back."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import sys
+import threading
+from typing import Final
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,6 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from service.errors import ConfigurationError
 
 Device = torch.device
+
+# Held while a network is built, filled, read from a saved program or exported. torch.export, torch.export.load, the seeding of
+# torch's one generator and lazily imported libraries all keep state of the whole process: two models that load at once break
+# each other otherwise ("_CURRENT_DESERIALIZER is already set", KeyError 'custom'). Networks run without it.
+BUILD_LOCK: Final = threading.RLock()
 
 
 def prepare(device: str, threads: int) -> torch.device:

@@ -12,7 +12,7 @@ from torch import Tensor
 from service.engine.graph.export import NetworkGraph
 from service.engine.graph.layout import Layout
 from service.engine.graph.split import Split
-from service.engine.types import Channel, Histogram, LayerStatisticsResult, LayerStatisticsRequest, LayerStatistics
+from service.engine.types import Channel, Histogram, LayerStatistics, LayerStatisticsRequest, LayerStatisticsResult
 from service.errors import InferenceNonFinite
 
 BINS: Final = 20
@@ -77,7 +77,7 @@ def _grid(layout: Layout, values: Tensor) -> NDArray[np.float32]:
 
 def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
     if not np.isfinite(values).all():
-        raise InferenceNonFinite("The network's output for this picture is not finite; nothing can be said about it.")
+        raise InferenceNonFinite("The network's output for this image is not finite; nothing can be said about it.")
     return values
 
 

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from service.engine.batch import Batch, explain_batch, is_batched
 from service.engine.cards.card import Card
-from service.engine.graph.split_cache import SplitCache
 from service.engine.evaluation.faithfulness import evaluate
-from service.engine.layer_statistics import inspect, stages
 from service.engine.graph.layout import LayoutOverride
+from service.engine.graph.split import Split, split
+from service.engine.graph.split_cache import SplitCache
+from service.engine.layer_statistics import inspect, stages
 from service.engine.methods import METHODS
 from service.engine.methods.method import Method
 from service.engine.methods.probe import Probe
@@ -30,8 +31,16 @@ from service.engine.runtimes import TORCH_FP32, RuntimeOptions, choose
 from service.engine.runtimes.precision import photographs
 from service.engine.runtimes.torch import TorchTrunk, Trunk
 from service.engine.sources import LoadedNetwork, load
-from service.engine.graph.split import Split, split
-from service.engine.types import Evaluation, EvaluationRequest, LayerStatisticsResult, LayerStatisticsRequest, LayerInfo, EngineResult, MethodParameters, EngineRequest
+from service.engine.types import (
+    EngineRequest,
+    EngineResult,
+    Evaluation,
+    EvaluationRequest,
+    LayerInfo,
+    LayerStatisticsRequest,
+    LayerStatisticsResult,
+    MethodParameters,
+)
 from service.errors import ConfigurationError, LayerNotFound, MethodNotApplicable
 
 RATE_SMOOTHING = 0.1  # weight of the newest batch in the mean of seconds per image
@@ -42,9 +51,9 @@ class Network:
     """A network on its device, cut at its card's layers, ready to run.
 
     Attributes:
-        engine, precision: of the card's own cut at its own picture size; other answers are computed by torch in fp32.
+        engine, precision: of the card's own cut at its own image size; other answers are computed by torch in fp32.
         device, digest: what every answer says.
-        preprocessing: how a picture becomes its input.
+        preprocessing: how an image becomes its input.
         seconds_per_image: of recent batches, to tell how long methods of many passes will take; 0 before it is warm.
         layers: where it can be explained, by module path, at the card's input size.
         methods: names of those that fit it.
@@ -66,7 +75,7 @@ class Network:
 
         Args:
             name: the model's.
-            loaded: its module, and how pictures become its input.
+            loaded: its module, and how images become its input.
             layers: to be cut at; the network's own choice where there are none.
             device: to run on.
             stated: layout of `layers`, where it is not to be read off the network.
@@ -110,7 +119,9 @@ class Network:
         self.methods = tuple(name for name in METHODS if name not in self._unfit)
 
     @classmethod
-    def load(cls, card: Card, device: torch.device, plan: RuntimeOptions = TORCH_FP32, *, random_weights: bool = False) -> Network:
+    def load(
+        cls, card: Card, device: torch.device, plan: RuntimeOptions = TORCH_FP32, *, random_weights: bool = False
+    ) -> Network:
         """Builds, fills, exports and cuts the network that a card describes; what it says of its runtime overrides the plan.
 
         Raises:
@@ -243,8 +254,10 @@ class Network:
         layers = tuple(dict.fromkeys(layer for work in works for layer in work.layers))
         return self._explain(self._default if usual else self._split(size, layers), works, step_aside)
 
-    def _explain(self, parts: Split, works: Sequence[EngineRequest], step_aside: Callable[[], None]) -> list[EngineResult | Exception]:
-        """A batch of pictures of one size through one cut, which has every layer that they name."""
+    def _explain(
+        self, parts: Split, works: Sequence[EngineRequest], step_aside: Callable[[], None]
+    ) -> list[EngineResult | Exception]:
+        """A batch of images of one size through one cut, which has every layer that they name."""
         images = self._normalised(np.stack([work.pixels for work in works]))
         size = works[0].pixels.shape[:2]
         with torch.no_grad():
@@ -257,7 +270,7 @@ class Network:
         """The card's own cut with the trunk to serve with."""
         if plan.exact:
             return self._exact
-        works = [EngineRequest(picture, best=1, layers=self.default_layers) for picture in photographs(*self._size)]
+        works = [EngineRequest(image, best=1, layers=self.default_layers) for image in photographs(*self._size)]
 
         def answers(trunk: Trunk) -> list[EngineResult]:
             found = self._explain(replace(self._exact, trunk=trunk), works, lambda: None)
@@ -282,5 +295,5 @@ class Network:
         return floats.sub_(self._mean).div_(self._std)
 
     def _split(self, size: tuple[int, int], layers: tuple[str, ...]) -> Split:
-        """The network cut at these layers for this picture size, in torch; the card's own without waiting."""
+        """The network cut at these layers for this image size, in torch; the card's own without waiting."""
         return self._exact if size == self._size and layers == self.default_layers else self._cuts.split(size, layers)

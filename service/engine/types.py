@@ -141,8 +141,8 @@ class Faithfulness:
     Attributes:
         deletion: area under the probability while pixels, by falling heat, are set to each channel's mean; low is good.
             Petsiuk et al. 2018 (RISE), https://arxiv.org/abs/1806.07421.
-        insertion: the same while they are put into the blurred picture; high is good.
-        average_drop: part of the probability that is lost when the picture is multiplied by the map, of peak 1, 0..1; low is
+        insertion: the same while they are put into the blurred image; high is good.
+        average_drop: part of the probability that is lost when the image is multiplied by the map, of peak 1, 0..1; low is
             good. Chattopadhay et al. 2018, https://arxiv.org/abs/1710.11063.
         road: mean over percentages of (probability without the coldest pixels - without the hottest) / 2, the removed ones
             made up from their neighbours; high is good. Rong et al. 2022, https://arxiv.org/abs/2202.00449; combined as in
@@ -168,7 +168,7 @@ class Evaluation:
     Attributes:
         steps: of the curves.
         road_percent: of pixels removed.
-        probability: of the class in the whole picture.
+        probability: of the class in the whole image.
     """
 
     steps: int

@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Generic
 
 from service.errors import CamserveError, EngineError, ModelUnhealthy, NotReady, Overloaded, ShuttingDown
-from service.explain.calls import Call, BatchResult, Item, Result, Ticket
+from service.explain.calls import BatchResult, Call, Item, Result, Ticket
 
 RATE_SMOOTHING = 0.2  # weight of the newest batch in the mean of seconds per item
 

@@ -18,7 +18,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.types import EngineResult, MethodParameters, EngineRequest
+from service.engine.types import EngineRequest, EngineResult, MethodParameters
 from service.errors import EngineError
 from service.explain.calls import BatchResult
 
@@ -37,7 +37,7 @@ class CacheKey:
 
     Attributes:
         image: SHA-256 of the bytes received.
-        fit: how the picture meets the network; with the model's own geometry and `shrunk` it decides the pixels.
+        fit: how the image meets the network; with the model's own geometry and `shrunk` it decides the pixels.
         shrunk: how much smaller it was decoded.
     """
 

@@ -26,7 +26,7 @@ def curves(evaluation: Evaluation, method: str, prediction: Prediction) -> NDArr
             ),
             Axes(
                 "Insertion: probability of the class, high is good",
-                "part of the pixels put into the blurred picture, hottest first",
+                "part of the pixels put into the blurred image, hottest first",
                 tuple(
                     Line(f"{name}: area {one.insertion:.3f}", one.insertion_curve, ink)
                     for (name, one), ink in zip(measured, INKS, strict=False)

@@ -13,17 +13,17 @@ from functools import partial
 from typing import Any, TypeVar
 
 from service.engine.methods import METHODS
-from service.engine.types import Evaluation, EngineResult
+from service.engine.types import EngineResult, Evaluation
 from service.errors import DeadlineExceeded, ImageError, Overloaded, ParameterInvalid
-from service.explain.results import Answer, Delivery, Encoded, MethodInfo, ImageInput, Timings
-from service.explain.cache import CacheResult, CachePolicy, Source, worst
+from service.explain.cache import CachePolicy, CacheResult, CacheStatus, worst
 from service.explain.calls import BatchResult
-from service.explain.render import RenderedImage, document, draw, measure
 from service.explain.inspection import draw_inspection, inspections
 from service.explain.options import Options
 from service.explain.plan import Plan
-from service.explain.registry import Registry
 from service.explain.preprocess import PreparedImage, check_effort, see
+from service.explain.registry import Registry
+from service.explain.render import RenderedImage, document, draw, measure
+from service.explain.results import Answer, Delivery, Encoded, ImageInput, MethodInfo, Timings
 from service.imaging.headers import Limits
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -37,7 +37,7 @@ class InferenceResult:
 
     done: Sequence[BatchResult[Any]]
     drawing: Sequence[Callable[[], RenderedImage]]
-    source: Source | None = None
+    status: CacheStatus | None = None
 
 
 Ask = Callable[[Plan, Sequence[PreparedImage], float, threading.Event], Awaitable[InferenceResult]]
@@ -69,7 +69,7 @@ class Explainer:
         Args:
             subjects: images with their classes.
             options: what is asked of all of them.
-            delivery: json, or one picture or array for the whole answer.
+            delivery: json, or one image or array for the whole answer.
             deadline: in the event loop's time.
             reuse: of what the network has said of the same before.
 
@@ -86,7 +86,9 @@ class Explainer:
         plan.check_inspection()
         return await self._answer(plan, deadline, self._inspected)
 
-    async def predict(self, subjects: Sequence[ImageInput], options: Options, deadline: float, reuse: CachePolicy = "use") -> Answer:
+    async def predict(
+        self, subjects: Sequence[ImageInput], options: Options, deadline: float, reuse: CachePolicy = "use"
+    ) -> Answer:
         """Predicts every subject; as `explain`, without explanations: the options that shape one are only checked."""
         return await self._answer(self._plan(subjects, options, "json", reuse, explain=False), deadline, self._explained)
 
@@ -94,7 +96,9 @@ class Explainer:
         """Every explanation method."""
         return [MethodInfo(m.name, m.family, m.cost, m.parameters, m.paper, m.summary) for m in METHODS.values()]
 
-    def _plan(self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery, reuse: CachePolicy, *, explain: bool) -> Plan:
+    def _plan(
+        self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery, reuse: CachePolicy, *, explain: bool
+    ) -> Plan:
         """Everything that can be known, and refused, before a byte is decoded."""
         model = self._registry.get(options.model)
         method = model.network.method(options.method)
@@ -104,7 +108,9 @@ class Explainer:
             raise ParameterInvalid(f"layer: {method.name} explains the whole network, not a layer. Leave it out.")
         most = self._settings.max_classes_per_image
         wanted = tuple(model.wanted(subject.targets, explain=explain, most=most) for subject in subjects)
-        return Plan(model, method if explain else METHODS["gradcam"], parameters, tuple(subjects), wanted, options, delivery, reuse)
+        return Plan(
+            model, method if explain else METHODS["gradcam"], parameters, tuple(subjects), wanted, options, delivery, reuse
+        )
 
     async def _answer(self, plan: Plan, deadline: float, ask: Ask) -> Answer:
         model, options = plan.model, plan.options
@@ -137,10 +143,12 @@ class Explainer:
             timings=Timings(**milliseconds, total=1000 * (clock() - started)),
             batch_size=max(item.batch_size for item in asked.done),
             document=whole,
-            cache=asked.source,
+            cache=asked.status,
         )
 
-    async def _explained(self, plan: Plan, seen: Sequence[PreparedImage], deadline: float, abandoned: threading.Event) -> InferenceResult:
+    async def _explained(
+        self, plan: Plan, seen: Sequence[PreparedImage], deadline: float, abandoned: threading.Event
+    ) -> InferenceResult:
         """Maps of every image, measured where that is asked for."""
         found = await self._outcomes(plan, seen, deadline, abandoned)
         done = [one.done for one in found]
@@ -157,7 +165,9 @@ class Explainer:
         ]
         return InferenceResult(done, drawing, worst(found) if plan.model.cache.enabled else None)
 
-    async def _outcomes(self, plan: Plan, seen: Sequence[PreparedImage], deadline: float, abandoned: threading.Event) -> list[CacheResult]:
+    async def _outcomes(
+        self, plan: Plan, seen: Sequence[PreparedImage], deadline: float, abandoned: threading.Event
+    ) -> list[CacheResult]:
         """What the network says of every image; it is asked only what it has not said before."""
         works = plan.works(seen, abandoned)
 
@@ -168,10 +178,12 @@ class Explainer:
         found = await cache.find(plan.keys(seen, works), compute, plan.reuse)
         if cache.enabled:
             for one in found:
-                self._metrics.cache_requests.labels(one.source).inc()
+                self._metrics.cache_requests.labels(one.status).inc()
         return found
 
-    async def _inspected(self, plan: Plan, seen: Sequence[PreparedImage], deadline: float, abandoned: threading.Event) -> InferenceResult:
+    async def _inspected(
+        self, plan: Plan, seen: Sequence[PreparedImage], deadline: float, abandoned: threading.Event
+    ) -> InferenceResult:
         """Layers for every image."""
         jobs = [partial(plan.model.network.inspect, one) for one in inspections(plan, seen, abandoned)]
         done = await plan.model.aside(jobs, deadline)

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.types import Inspected, Inspection, LayerStatistics
-from service.explain import results
-from service.explain.results import Delivery, Encoded, ImageResult
-from service.explain.render import RenderedImage
-from service.explain.model import Model, ClassScores, ClassSelection
+from service.engine.types import LayerStatistics, LayerStatisticsRequest, LayerStatisticsResult
+from service.explain.model import ClassScores, ClassSelection, Model
 from service.explain.options import Options
 from service.explain.plan import Plan
 from service.explain.preprocess import PreparedImage
+from service.explain.render import RenderedImage
+from service.explain.results import Delivery, Encoded, ImageResult, Inspection
 from service.imaging import colors
 from service.imaging.encode import encode_image
 from service.imaging.tiles import Section, Tile, tile_sheet
@@ -24,10 +23,10 @@ COLUMNS = 8
 COLOR_MAP = "viridis"  # unless another is asked for
 
 
-def inspections(plan: Plan, seen: Sequence[PreparedImage], abandoned: threading.Event) -> list[Inspection]:
+def inspections(plan: Plan, seen: Sequence[PreparedImage], abandoned: threading.Event) -> list[LayerStatisticsRequest]:
     """What the network is asked, for each image."""
     return [
-        Inspection(
+        LayerStatisticsRequest(
             image.pixels,
             asked.classes[0] if asked.classes else None,
             asked.versus,
@@ -40,21 +39,26 @@ def inspections(plan: Plan, seen: Sequence[PreparedImage], abandoned: threading.
 
 
 def draw_inspection(
-    seen: PreparedImage, inspected: Inspected, wanted: ClassSelection, model: Model, options: Options, delivery: Delivery
+    seen: PreparedImage,
+    inspected: LayerStatisticsResult,
+    wanted: ClassSelection,
+    model: Model,
+    options: Options,
+    delivery: Delivery,
 ) -> RenderedImage:
-    """One image's part of the answer, with the sheet where a picture is asked for."""
+    """One image's part of the answer, with the sheet where an image is asked for."""
     reading = ClassScores(inspected.logits, model.labels, model.card.labels.activation)
-    found = answer.Inspected(
+    found = Inspection(
         reading.of(inspected.class_id), None if wanted.versus is None else reading.of(wanted.versus), inspected.layers
     )
-    picture: Encoded | None = None
+    image: Encoded | None = None
     if delivery != "json":
         assert delivery != "npy"  # no route offers it
         label = found.prediction.label
         sheet = tile_sheet([_section(view, label, options) for view in inspected.layers], columns=COLUMNS)
         height, width, _ = sheet.shape
-        picture = Encoded(f"image/{delivery}", width, height, encode_image(sheet, delivery))
-    return RenderedImage(ImageResult(seen.info, reading.best(wanted.listed), (), found), overlay=picture)
+        image = Encoded(f"image/{delivery}", width, height, encode_image(sheet, delivery))
+    return RenderedImage(ImageResult(seen.info, reading.best(wanted.listed), (), found), overlay=image)
 
 
 def _section(view: LayerStatistics, label: str, options: Options) -> Section:

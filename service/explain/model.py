@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.cards.card import Activation, Card
-from service.engine.device import Device
 from service.engine.cards.labels import LabelSet, read_labels
+from service.engine.device import Device
 from service.engine.network import Network
 from service.engine.runtimes import RuntimeOptions
-from service.engine.types import LayerStatisticsResult, EngineResult, EngineRequest
+from service.engine.types import EngineRequest, EngineResult, LayerStatisticsResult
 from service.errors import ConfigurationError, ParameterInvalid
-from service.explain.results import ModelIdentity, ModelInfo, Prediction
 from service.explain.batcher import Batcher
 from service.explain.cache import Cache
 from service.explain.calls import BatchResult
 from service.explain.options import Targets
+from service.explain.results import ModelIdentity, ModelInfo, Prediction
 from service.imaging.geometry import InputSpec
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -78,7 +78,7 @@ class Model:
     """A network, its labels and its worker.
 
     Attributes:
-        spec, fit, fill: how a picture becomes the network's input; the colour of padding is the card's mean.
+        spec, fit, fill: how an image becomes the network's input; the colour of padding is the card's mean.
         batcher, slow_batcher: the workers; started by `start`, ended by `close`.
         cache: what the network has said already.
     """
@@ -206,7 +206,7 @@ class Model:
         )
 
     def identity_of(self, outcomes: Sequence[EngineResult | LayerStatisticsResult]) -> ModelIdentity:
-        """The model's identity, with what computed these outcomes; pictures of several sizes may have met several engines."""
+        """The model's identity, with what computed these outcomes; images of several sizes may have met several engines."""
         engine, precision = (
             ", ".join(sorted({getattr(outcome, name) for outcome in outcomes})) for name in ("engine", "precision")
         )

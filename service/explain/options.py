@@ -115,7 +115,7 @@ class Options(Targets, Tunings):
     )
     fit: Fit | None = Field(
         None,
-        description="How the picture meets the network: `crop` (resize, centre crop), `squash`, `pad`, `native` (no resize). "
+        description="How the image meets the network: `crop` (resize, centre crop), `squash`, `pad`, `native` (no resize). "
         "The card's if not given.",
     )
     color_map: ColorMap | None = Field(
@@ -124,8 +124,8 @@ class Options(Targets, Tunings):
     alpha: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="Weight of the heatmap in the overlay.")
     overlay_type: OverlayType = Field(
         "original",
-        description="`original`, `grayscale`, `mask_black` (the picture shows where the map is hot), `none` (heatmap alone), "
-        "`panel` (picture, heatmap and overlay side by side; one row per class), `curves` (a plot of what `evaluate` finds).",
+        description="`original`, `grayscale`, `mask_black` (the image shows where the map is hot), `none` (heatmap alone), "
+        "`panel` (image, heatmap and overlay side by side; one row per class), `curves` (a plot of what `evaluate` finds).",
     )
     clip_percent_lowerbound: float = Field(
         0.0, ge=0, le=100, allow_inf_nan=False, description="Map values below this percentile show as the lowest."
@@ -135,7 +135,7 @@ class Options(Targets, Tunings):
     )
     size: Literal["original", "input"] | Annotated[int, Field(ge=8, le=16384)] = Field(
         "original",
-        description="Picture size: `original`, `input` (the picture as the network saw it) or a longest side in pixels.",
+        description="Image size: `original`, `input` (the image as the network saw it) or a longest side in pixels.",
     )
     heatmap: HeatmapEncoding = Field(
         "png", description="Heatmap in JSON: 8-bit grey, 16-bit grey, float32 .npy, nested list, none."

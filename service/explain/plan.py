@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from service.engine.evaluation.faithfulness import PASSES_PER_MAP
 from service.engine.methods.method import Method
-from service.engine.types import EngineResult, MethodParameters, EngineRequest
+from service.engine.types import EngineRequest, EngineResult, MethodParameters
 from service.errors import DeadlineExceeded, NotAcceptable, ParameterInvalid
-from service.explain.results import Delivery, ImageInput
 from service.explain.batcher import Batcher
 from service.explain.cache import CacheKey, CachePolicy
-from service.explain.model import Model, ClassSelection
+from service.explain.model import ClassSelection, Model
 from service.explain.options import Fit, Options
 from service.explain.preprocess import PreparedImage, Size
+from service.explain.results import Delivery, ImageInput
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Plan:
 
     @property
     def fit(self) -> Fit:
-        """How pictures meet the network."""
+        """How images meet the network."""
         return self.options.fit or self.model.fit
 
     @property
     def slow(self) -> bool:
-        """Whether it runs beside the batches: it takes many passes, or the export of a picture size not met before."""
+        """Whether it runs beside the batches: it takes many passes, or the export of an image size not met before."""
         return self.method.cost == "many forwards" or self.fit == "native"
 
     @property
@@ -59,9 +59,9 @@ class Plan:
 
     @property
     def drawn(self) -> Size | None:
-        """At which size pictures are drawn; None where the answer holds none."""
-        pictures = self.options.overlay if self.delivery == "json" else self.delivery != "npy"
-        return self.options.size if self.explains and pictures else None
+        """At which size images are drawn; None where the answer holds none."""
+        images = self.options.overlay if self.delivery == "json" else self.delivery != "npy"
+        return self.options.size if self.explains and images else None
 
     def works(self, seen: Sequence[PreparedImage], abandoned: threading.Event) -> list[EngineRequest]:
         """What the network is asked; for predictions alone without a layer, so that they share any batch."""
@@ -81,20 +81,20 @@ class Plan:
 
     def keys(self, seen: Sequence[PreparedImage], works: Sequence[EngineRequest]) -> list[CacheKey]:
         """What the outcomes are known by, for each image."""
-        return [CacheKey.of(work, image.sha256, self.fit, image.picture.shrunk) for image, work in zip(seen, works, strict=True)]
+        return [CacheKey.of(work, image.sha256, self.fit, image.image.shrunk) for image, work in zip(seen, works, strict=True)]
 
     def check_delivery(self) -> None:
         """Refuses to show several explanations as one.
 
         Raises:
-            NotAcceptable: one picture or array cannot answer this request.
+            NotAcceptable: one image or array cannot answer this request.
         """
         explanations = sum(len(asked.classes) or asked.best for asked in self.wanted)
         if self.delivery == "npy" and len(self.wanted) > 1:
             raise NotAcceptable("An array answers for one image. Send one image a request, or accept application/json.")
         if self.delivery in {"png", "jpeg", "webp"} and explanations > 1 and self.options.overlay_type != "panel":
             raise NotAcceptable(
-                f"A picture shows one class of one image, and this request asks for {explanations} explanations. Use "
+                f"An image shows one class of one image, and this request asks for {explanations} explanations. Use "
                 "overlay_type=panel for one sheet with a row each, or accept application/json."
             )
 
@@ -103,7 +103,7 @@ class Plan:
 
         Raises:
             ParameterInvalid: an image names more than one class.
-            NotAcceptable: one picture cannot answer this request.
+            NotAcceptable: one image cannot answer this request.
         """
         if any(max(len(asked.classes), asked.best) > 1 for asked in self.wanted):
             raise ParameterInvalid("class_id, class_name, top_k: one class of an image is looked at. Name one, or none.")

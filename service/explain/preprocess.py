@@ -12,18 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ImageTooManyPixels, ParameterInvalid
-from service.explain.results import Delivery, ImageInfo
-from service.explain.model import Model, ClassSelection
+from service.explain.model import ClassSelection, Model
 from service.explain.options import Fit, Options
+from service.explain.results import Delivery, ImageInfo
 from service.imaging.decode import DecodedImage, decode
 from service.imaging.geometry import Box, Placement, fitted, place, prepare, scaled, scaled_region, spread
 from service.imaging.headers import Limits
 
-MAX_NATIVE_PIXELS = 1024 * 1024  # of a network's input: what a network does to a picture grows with its pixels
+MAX_NATIVE_PIXELS = 1024 * 1024  # of a network's input: what a network does to an image grows with its pixels
 MAX_LISTED_VALUES = 1_000_000  # of one answer: a number in a list costs 50 times what it costs in an array
-MAX_ENLARGED_PIXELS = 16_000_000  # of one picture: a small file must not ask for a giant
+MAX_ENLARGED_PIXELS = 16_000_000  # of one image: a small file must not ask for a giant
 MAX_DRAWN_PIXELS = 256_000_000  # of one answer, over all its images and classes
-SPARE_PIXELS = 2.0  # a picture decoded smaller has at least so many pixels for one of the input, across and down
+SPARE_PIXELS = 2.0  # an image decoded smaller has at least so many pixels for one of the input, across and down
 
 Size = Literal["original", "input"] | int  # of what is drawn: an int is the longest side, in pixels
 Pixels = NDArray[np.uint8]
@@ -34,7 +34,7 @@ Map = NDArray[np.float32]
 class PreparedImage:
     """One image, decoded, and as the network will see it: `pixels` uint8 ``[h, w, 3]``."""
 
-    picture: DecodedImage
+    image: DecodedImage
     sha256: str
     placement: Placement
     pixels: Pixels
@@ -42,7 +42,7 @@ class PreparedImage:
     @property
     def info(self) -> ImageInfo:
         """What the answer says of the image."""
-        return ImageInfo(self.picture.width, self.picture.height, self.picture.format, self.sha256)
+        return ImageInfo(self.image.width, self.image.height, self.image.format, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,18 @@ class Canvas:
 
     @classmethod
     def of(cls, seen: PreparedImage, size: Size) -> Canvas:
-        """The picture at the size asked for: the original, the network's input, or scaled to a longest side."""
-        picture, placement = seen.picture, seen.placement
+        """The image at the size asked for: the original, the network's input, or scaled to a longest side."""
+        image, placement = seen.image, seen.placement
         if size == "input":
             height, width = placement.input_size
             return cls(seen, width, height, placement.window, as_input=True)
-        width, height = (picture.width, picture.height) if size == "original" else fitted(picture.width, picture.height, size)
+        width, height = (image.width, image.height) if size == "original" else fitted(image.width, image.height, size)
         return cls(seen, width, height, scaled_region(placement, width, height), as_input=False)
 
     @functools.cached_property
     def rgb(self) -> Pixels:
-        """The picture, uint8 ``[H, W, 3]``."""
-        return self.seen.pixels if self.as_input else scaled(self.seen.picture.rgb, self.width, self.height)
+        """The image, uint8 ``[H, W, 3]``."""
+        return self.seen.pixels if self.as_input else scaled(self.seen.image.rgb, self.width, self.height)
 
     def spread(self, values: Map) -> Map:
         """A map of the network's input, float32 ``[h, w]``, on the canvas, ``[H, W]``; 0 where the network did not look."""
@@ -87,12 +87,12 @@ def see(data: bytes, limits: Limits, model: Model, fit: Fit | None, drawn: Size 
         data: the file.
         limits: of what is accepted.
         model: whose input.
-        fit: how the picture meets it; the model's own way where None.
-        drawn: the size at which the picture will be drawn; None where only numbers are asked for. What is more than that and
+        fit: how the image meets it; the model's own way where None.
+        drawn: the size at which the image will be drawn; None where only numbers are asked for. What is more than that and
             the network need may be left out, see `decode`.
 
     Raises:
-        ImageError: the bytes are not a picture that can be used, or one too large for `fit=native`.
+        ImageError: the bytes are not an image that can be used, or one too large for `fit=native`.
     """
     fit = fit or model.fit
 
@@ -102,15 +102,15 @@ def see(data: bytes, limits: Limits, model: Model, fit: Fit | None, drawn: Size 
         most = place(width, height, model.spec, fit).reduction / SPARE_PIXELS
         return min(most, max(width, height) / drawn) if isinstance(drawn, int) else most
 
-    picture = decode(data, limits, spare)
-    width, height = picture.width, picture.height
+    image = decode(data, limits, spare)
+    width, height = image.width, image.height
     if fit == "native" and height * width > MAX_NATIVE_PIXELS:
         raise ImageTooManyPixels(
-            f"fit: native takes pictures of at most {MAX_NATIVE_PIXELS} pixels; this one has {height * width}."
+            f"fit: native takes images of at most {MAX_NATIVE_PIXELS} pixels; this one has {height * width}."
         )
     placement = place(width, height, model.spec, fit)
-    pixels = prepare(picture.rgb, placement, model.spec, model.fill, picture.shrunk)
-    return PreparedImage(picture, hashlib.sha256(data).hexdigest(), placement, pixels)
+    pixels = prepare(image.rgb, placement, model.spec, model.fill, image.shrunk)
+    return PreparedImage(image, hashlib.sha256(data).hexdigest(), placement, pixels)
 
 
 def check_effort(seen: Sequence[PreparedImage], wanted: Sequence[ClassSelection], options: Options, delivery: Delivery) -> None:
@@ -121,7 +121,7 @@ def check_effort(seen: Sequence[PreparedImage], wanted: Sequence[ClassSelection]
     """
     total = 0
     for image, asked in zip(seen, wanted, strict=True):
-        height, width = image.picture.height, image.picture.width
+        height, width = image.image.height, image.image.width
         side = max(height, width)
         one = height * width
         if options.size == "input":
@@ -130,7 +130,7 @@ def check_effort(seen: Sequence[PreparedImage], wanted: Sequence[ClassSelection]
             one = round(one * (options.size / side) ** 2)
             if options.size > side and one > MAX_ENLARGED_PIXELS:
                 raise ParameterInvalid(
-                    f"size: pictures are enlarged to at most {MAX_ENLARGED_PIXELS} pixels; ask for a smaller size."
+                    f"size: images are enlarged to at most {MAX_ENLARGED_PIXELS} pixels; ask for a smaller size."
                 )
         total += one * (len(asked.classes) or asked.best)
     limit = MAX_LISTED_VALUES if delivery == "json" and options.heatmap == "list" else MAX_DRAWN_PIXELS

@@ -13,8 +13,8 @@ import structlog
 from service.engine.cards.card import Card, read_cards
 from service.engine.device import give_back, prepare
 from service.errors import ConfigurationError, ModelNotFound, ModelUnhealthy, NotReady
-from service.explain.results import ModelInfo
 from service.explain.model import Model
+from service.explain.results import ModelInfo
 from service.settings import Settings
 from service.telemetry import Metrics
 

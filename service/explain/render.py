@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from service.engine.types import Evaluation, EvaluationRequest, EngineResult
-from service.explain.results import Delivery, Encoded, Explanation, ImageResult, Prediction
+from service.engine.types import EngineResult, Evaluation, EvaluationRequest
 from service.explain.curves import curves
-from service.explain.model import Model, ClassScores, ClassSelection
+from service.explain.model import ClassScores, ClassSelection, Model
 from service.explain.options import Options
 from service.explain.preprocess import Canvas, Map, Pixels, PreparedImage
+from service.explain.results import Delivery, Encoded, Explanation, ImageResult, Prediction
 from service.imaging import colors
-from service.imaging.encode import encode_grey, encode_npy, encode_image
+from service.imaging.encode import encode_grey, encode_image, encode_npy
 from service.imaging.heatmap import Heatmap, render_maps
 from service.imaging.overlay import OverlayType, compose
 from service.imaging.panel import PanelRow, contact_sheet
@@ -32,12 +32,16 @@ class RenderedImage:
     overlay: Encoded | None = None
 
 
-def measure(seen: PreparedImage, outcome: EngineResult, model: Model, options: Options, abandoned: threading.Event) -> tuple[Evaluation, ...]:
+def measure(
+    seen: PreparedImage, outcome: EngineResult, model: Model, options: Options, abandoned: threading.Event
+) -> tuple[Evaluation, ...]:
     """Holds one image's maps, as they will be drawn, against the network; for the model's own thread, as it takes long."""
     heatmaps = _heatmaps(seen, outcome, options)
     grid = heatmaps[0].grid if heatmaps else (1, 1)
     maps = tuple(heatmap.values for heatmap in heatmaps)
-    return model.network.evaluate(EvaluationRequest(seen.pixels, outcome.classes, maps, grid, model.card.labels.activation, abandoned))
+    return model.network.evaluate(
+        EvaluationRequest(seen.pixels, outcome.classes, maps, grid, model.card.labels.activation, abandoned)
+    )
 
 
 def draw(
@@ -63,7 +67,7 @@ def draw(
     explanations: list[Explanation] = []
     rows: list[PanelRow] = []
     arrays: list[Map] = []
-    picture: Encoded | None = None
+    image: Encoded | None = None
     measured: Sequence[Evaluation | None] = evaluations or [None] * len(heatmaps)
     for class_id, heatmap, evaluation in zip(outcome.classes, heatmaps, measured, strict=True):
         if abandoned.is_set():
@@ -77,11 +81,11 @@ def draw(
         elif delivery != "json" and options.overlay_type == "panel":
             rows.append(_row(canvas, heatmap, options, prediction, versus))
         elif delivery != "json":
-            picture = _picture(_one(canvas, heatmap, options, prediction, versus, evaluation), delivery)
+            image = _image(_one(canvas, heatmap, options, prediction, versus, evaluation), delivery)
         else:
             encoded = _heatmap(canvas, heatmap, options)
             if options.overlay:
-                overlay = _picture(_one(canvas, heatmap, options, prediction, versus, evaluation), "png")
+                overlay = _image(_one(canvas, heatmap, options, prediction, versus, evaluation), "png")
         explanations.append(
             Explanation(
                 prediction=prediction,
@@ -100,11 +104,11 @@ def draw(
                 evaluation=evaluation,
             )
         )
-    return RenderedImage(ImageResult(seen.info, predictions, tuple(explanations)), tuple(rows), tuple(arrays), picture)
+    return RenderedImage(ImageResult(seen.info, predictions, tuple(explanations)), tuple(rows), tuple(arrays), image)
 
 
 def document(drawn: Sequence[RenderedImage], options: Options, delivery: Delivery) -> Encoded | None:
-    """The whole answer as one picture or array; None for JSON."""
+    """The whole answer as one image or array; None for JSON."""
     if delivery == "json":
         return None
     if delivery == "npy":
@@ -113,7 +117,7 @@ def document(drawn: Sequence[RenderedImage], options: Options, delivery: Deliver
         return Encoded("application/x-npy", stack.shape[-1], stack.shape[-2], encode_npy(stack))
     rows = [row for image in drawn for row in image.rows]
     if rows:
-        return _picture(_sheet(rows, options), delivery)
+        return _image(_sheet(rows, options), delivery)
     return drawn[0].overlay
 
 
@@ -173,7 +177,7 @@ def _one(
     versus: Prediction | None,
     evaluation: Evaluation | None,
 ) -> Pixels:
-    """One class's picture of whatever kind."""
+    """One class's image of whatever kind."""
     if options.overlay_type == "curves":
         assert evaluation is not None  # Plan.evaluates
         return curves(evaluation, options.method, prediction)
@@ -188,7 +192,7 @@ def _sheet(rows: Sequence[PanelRow], options: Options) -> Pixels:
     return contact_sheet(rows, bar=bar, bar_ends=("against", "for") if signed else ("low", "high"))
 
 
-def _picture(rgb: Pixels, media: Delivery) -> Encoded:
+def _image(rgb: Pixels, media: Delivery) -> Encoded:
     height, width, _ = rgb.shape
     assert media in {"png", "jpeg", "webp"}
     return Encoded(f"image/{media}", width, height, encode_image(rgb, media))

@@ -10,9 +10,21 @@ from service.explain.cache import CacheStatus
 from service.explain.options import Targets
 
 __all__ = [
-    "Answer", "Delivery", "Encoded", "Evaluation", "Explanation", "ImageInfo", "ImageResult", "LayerInfo", "LayerView",
-    "MethodInfo", "ModelIdentity",
-    "ModelInfo", "Prediction", "Subject", "Timings",
+    "Answer",
+    "Delivery",
+    "Encoded",
+    "Evaluation",
+    "Explanation",
+    "ImageInfo",
+    "ImageInput",
+    "ImageResult",
+    "LayerInfo",
+    "LayerStatistics",
+    "MethodInfo",
+    "ModelIdentity",
+    "ModelInfo",
+    "Prediction",
+    "Timings",
 ]  # fmt: skip
 
 Delivery = Literal["json", "png", "jpeg", "webp", "npy"]
@@ -38,7 +50,7 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """Of the picture after EXIF orientation; `sha256` is of the bytes received."""
+    """Of the image after EXIF orientation; `sha256` is of the bytes received."""
 
     width: int
     height: int
@@ -57,7 +69,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A picture or an array, ready to be sent."""
+    """An image or an array, ready to be sent."""
 
     media_type: str
     width: int
@@ -122,7 +134,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`document` is the whole answer as one picture or array where that was asked for (delivery other than json).
+    """`document` is the whole answer as one image or array where that was asked for (delivery other than json).
 
     `cache` tells where the network's part came from, of several images the costliest; None where nothing is remembered.
     """

@@ -2,5 +2,5 @@
 
 import cv2
 
-# Pictures are worked on in codec threads, one each; with OpenCV's own pool in every one of them the cores would be oversold.
+# Images are worked on in codec threads, one each; with OpenCV's own pool in every one of them the cores would be oversold.
 cv2.setNumThreads(1)

@@ -1,4 +1,4 @@
-"""Untrusted bytes to an upright RGB picture. Pillow decodes; whether it may is decided in `headers` before it sees a byte.
+"""Untrusted bytes to an upright RGB image. Pillow decodes; whether it may is decided in `headers` before it sees a byte.
 
 The contract, for every format: the first frame, turned upright by its EXIF orientation, transparent parts over white, 16 bits
 cut to their high byte, CMYK as Pillow converts it, colour profiles ignored, and all of the pixels or none.
@@ -45,7 +45,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """A decoded picture.
+    """A decoded image.
 
     Attributes:
         rgb: uint8 ``[H, W, 3]`` RGB, contiguous, upright, maybe read-only; `width` by `height` over `shrunk`, rounded up.
@@ -68,7 +68,7 @@ def decode(data: bytes, limits: Limits, spare: Callable[[int, int], float] = lam
     Args:
         data: JPEG, PNG, WebP or GIF.
         limits: bounds on size and complexity.
-        spare: told the width and height of the upright original, how many times smaller the picture may come; a file that
+        spare: told the width and height of the upright original, how many times smaller the image may come; a file that
             cannot be decoded so comes whole.
 
     Raises:
@@ -92,7 +92,7 @@ def decode(data: bytes, limits: Limits, spare: Callable[[int, int], float] = lam
 def _shrinkage(header: Header, spare: float) -> int:
     """The largest of the decoder's that leaves enough.
 
-    A picture is turned only where nothing is rounded: what a flip moved to the left or the top must not be part of a pixel.
+    An image is turned only where nothing is rounded: what a flip moved to the left or the top must not be part of a pixel.
     """
     for factor in _SHRINKAGES if header.format == "jpeg" else ():
         if factor <= spare and (header.orientation == 1 or header.width % factor == header.height % factor == 0):

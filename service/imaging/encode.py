@@ -1,4 +1,4 @@
-"""Arrays to the bytes of a file: pictures as PNG, JPEG or WebP, maps as grey PNG or as ``.npy``."""
+"""Arrays to the bytes of a file: images as PNG, JPEG or WebP, maps as grey PNG or as ``.npy``."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _WEBP_SIDE: Final = 16_383
 
 
 def encode_image(rgb: NDArray[np.uint8], media: Media) -> bytes:
-    """Encode a picture, uint8 ``[H, W, 3]`` RGB; JPEG and WebP at quality 90.
+    """Encode an image, uint8 ``[H, W, 3]`` RGB; JPEG and WebP at quality 90.
 
     Raises:
-        NotAcceptable: WebP cannot hold a picture that long.
+        NotAcceptable: WebP cannot hold an image that long.
     """
     if media == "png":
         return encode_png(rgb)
     if media == "webp" and max(rgb.shape) > _WEBP_SIDE:
-        raise NotAcceptable(f"A WebP picture has sides of at most {_WEBP_SIDE} pixels. Ask for PNG, or for a smaller size.")
+        raise NotAcceptable(f"A WebP image has sides of at most {_WEBP_SIDE} pixels. Ask for PNG, or for a smaller size.")
     out = io.BytesIO()
     options = {"method": _WEBP_METHOD} if media == "webp" else {}
     Image.fromarray(rgb).save(out, media, quality=_QUALITY, **options)

@@ -1,4 +1,4 @@
-"""How a picture meets a network's input, and the way back. Knows boxes and pixels; knows no file, network or colour map.
+"""How an image meets a network's input, and the way back. Knows boxes and pixels; knows no file, network or colour map.
 
 Boxes are (left, top, right, bottom). Sizes are (width, height), but `input_size` is (height, width), as arrays have it.
 """
@@ -45,7 +45,7 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which part of a picture lies where in the input.
+    """Which part of an image lies where in the input.
 
     Attributes:
         input_size: (height, width) of the input in pixels.
@@ -70,9 +70,9 @@ class Placement:
 
 
 def place(width: int, height: int, spec: InputSpec, fit: Fit) -> Placement:
-    """Decide how a picture of `width` by `height` pixels is laid into the input.
+    """Decide how an image of `width` by `height` pixels is laid into the input.
 
-    `crop` is torchvision's ``Resize(short side)`` and ``CenterCrop``, to the pixel. `squash` stretches the whole picture, `pad`
+    `crop` is torchvision's ``Resize(short side)`` and ``CenterCrop``, to the pixel. `squash` stretches the whole image, `pad`
     keeps its shape and leaves margins, `native` takes it as it is.
     """
     if fit == "native":
@@ -97,17 +97,17 @@ def place(width: int, height: int, spec: InputSpec, fit: Fit) -> Placement:
 def prepare(
     rgb: NDArray[np.uint8], placement: Placement, spec: InputSpec, fill: tuple[int, int, int], shrunk: int = 1
 ) -> NDArray[np.uint8]:
-    """Resample a picture to the network's input.
+    """Resample an image to the network's input.
 
     One resize makes the crop alone. Pillow's filter looks beyond the box that it is given, so that the result is that of a
-    resize of the whole picture and a crop after it. A picture more than six times too large is first reduced to at least three
+    resize of the whole image and a crop after it. An image more than six times too large is first reduced to at least three
     times the size by averaging whole pixels, which Pillow's documentation calls hardly to be told from the filter alone.
 
     Args:
         rgb: uint8 ``[H, W, 3]``, the upright original.
         placement: from `place`, for the original's size.
         spec: the network's wishes.
-        fill: RGB of the margins of a padded picture.
+        fill: RGB of the margins of a padded image.
         shrunk: how many pixels of the original, across and down, one of `rgb` stands for.
 
     Returns:
@@ -141,7 +141,7 @@ def fitted(width: int, height: int, longest: int) -> tuple[int, int]:
 
 
 def scaled(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """A picture, uint8 ``[H, W, 3]``, at another size of the same shape, but for rounding."""
+    """An image, uint8 ``[H, W, 3]``, at another size of the same shape, but for rounding."""
     if rgb.shape[:2] == (height, width):
         return rgb
     how = cv2.INTER_AREA if width < rgb.shape[1] else cv2.INTER_CUBIC
@@ -156,13 +156,13 @@ def scaled_region(placement: Placement, width: int, height: int) -> Box:
 
 
 def spread(values: NDArray[np.float32], placement: Placement, width: int, height: int) -> NDArray[np.float32]:
-    """Draw a map of the network's input on a picture of the original.
+    """Draw a map of the network's input on an image of the original.
 
     Args:
         values: float32 ``[h, w]`` at the input's size.
         placement: how the original was laid into the input.
-        width: of the picture, the original at any scale.
-        height: of the picture.
+        width: of the image, the original at any scale.
+        height: of the image.
 
     Returns:
         float32 ``[height, width]``: the map where the network looked, 0 elsewhere.
@@ -203,6 +203,6 @@ def _centre(length: int, wanted: int) -> tuple[int, int, int]:
 
 
 def _whole(box: tuple[float, float, float, float], width: int, height: int) -> Box:
-    """The nearest box on whole pixels that lies in the picture and holds at least one of them."""
+    """The nearest box on whole pixels that lies in the image and holds at least one of them."""
     left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
     return left, top, min(max(round(box[2]), left + 1), width), min(max(round(box[3]), top + 1), height)

@@ -1,4 +1,4 @@
-"""Signed maps of logit units to maps that can be read and drawn. Knows no picture and no colour.
+"""Signed maps of logit units to maps that can be read and drawn. Knows no image and no colour.
 
 The way of one class: polarity; per layer a scale and a resize to the input; the mean over layers; the scale again. With
 `minmax` it is pytorch-grad-cam 1.5.7's to the bit: `compute_cam_per_layer`, `aggregate_multi_layers`, `scale_cam_image`.

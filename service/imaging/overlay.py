@@ -1,4 +1,4 @@
-"""A heatmap over a picture. Knows arrays only; the blend is 8-bit arithmetic, no brightness is rescaled."""
+"""A heatmap over an image. Knows arrays only; the blend is 8-bit arithmetic, no brightness is rescaled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compose(
     overlay_type: OverlayType,
     signed: bool,
 ) -> NDArray[np.uint8]:
-    """Draw a heatmap over a picture.
+    """Draw a heatmap over an image.
 
     Args:
         rgb: uint8 ``[H, W, 3]``.
@@ -34,8 +34,8 @@ def compose(
         region: (left, top, right, bottom) of what the network saw, in pixels of `rgb`; only there is the map drawn.
         color_map: one of `colors.NAMES`, or None for jet, and blue-white-red where `signed`.
         alpha: weight of the heatmap, 0..1; `mask_black` has no use for it.
-        overlay_type: `original` and `grayscale` blend ``(1 - alpha) * picture + alpha * heatmap``, with the rest of the picture
-            dimmed; `mask_black` multiplies the picture by its shade's magnitude; `none` is the heatmap alone. The last two are
+        overlay_type: `original` and `grayscale` blend ``(1 - alpha) * image + alpha * heatmap``, with the rest of the image
+            dimmed; `mask_black` multiplies the image by its shade's magnitude; `none` is the heatmap alone. The last two are
             black beyond the region.
         signed: whether negative shades mean something.
 
@@ -44,16 +44,16 @@ def compose(
     """
     left, top, right, bottom = region
     inside = np.s_[top:bottom, left:right]
-    picture, shown = rgb[inside], shades[inside]
+    image, shown = rgb[inside], shades[inside]
     if overlay_type == "mask_black":
         weight = cv2.convertScaleAbs(np.clip(shown, -1, 1), alpha=255)
-        drawn = cv2.multiply(picture, cv2.cvtColor(weight, cv2.COLOR_GRAY2RGB), scale=1 / 255)
+        drawn = cv2.multiply(image, cv2.cvtColor(weight, cv2.COLOR_GRAY2RGB), scale=1 / 255)
         return _framed(np.asarray(drawn, np.uint8), inside, np.zeros_like(rgb))
 
     heat = colors.colorize(shown, color_map or colors.default(signed=signed), signed=signed)
     if overlay_type == "none":
         return _framed(heat, inside, np.zeros_like(rgb))
-    whole = picture.shape == rgb.shape
+    whole = image.shape == rgb.shape
     if overlay_type == "grayscale":
         rgb = np.asarray(cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
     drawn = cv2.addWeighted(rgb[inside], 1 - alpha, heat, alpha, 0)

@@ -1,4 +1,4 @@
-"""A contact sheet for reports: one row per class, picture, heatmap and overlay side by side. Knows no HTTP and no network."""
+"""A contact sheet for reports: one row per class, image, heatmap and overlay side by side. Knows no HTTP and no network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.imaging.sheet import GREY, INK, SheetWriter, paste
 
 _MAX_PIXELS: Final = 16_000_000
 _MAX_SIDE: Final = 16_000
-_CELL_WIDTHS: Final = (240, 800)  # pictures are brought into this range
+_CELL_WIDTHS: Final = (240, 800)  # images are brought into this range
 _TALLEST: Final = 1.5  # a cell's height over its width, at most
 _HEADINGS: Final = ("DecodedImage", "Heatmap", "Overlay")
 
@@ -27,7 +27,7 @@ _HEADING_HEIGHT, _CAPTION_HEIGHT, _FOOT_HEIGHT, _BAR_HEIGHT = 38, 56, 44, 10
 
 @dataclass(frozen=True, slots=True)
 class PanelRow:
-    """One class: three uint8 ``[H, W, 3]`` pictures of one size, a caption and a small grey second line."""
+    """One class: three uint8 ``[H, W, 3]`` images of one size, a caption and a small grey second line."""
 
     rgb: NDArray[np.uint8]
     heat_rgb: NDArray[np.uint8]
@@ -66,8 +66,8 @@ def contact_sheet(
         pen.write(_MARGIN, top, row.caption, _CAPTION_SIZE, INK, full_width - 2 * _MARGIN)
         pen.write(_MARGIN, top + 29, row.note, _NOTE_SIZE, GREY, full_width - 2 * _MARGIN)
         top += _CAPTION_HEIGHT
-        for left, picture in zip(columns, (row.rgb, row.heat_rgb, row.overlay_rgb), strict=True):
-            paste(sheet, picture, left * scale, top * scale, width * scale, height * scale)
+        for left, image in zip(columns, (row.rgb, row.heat_rgb, row.overlay_rgb), strict=True):
+            paste(sheet, image, left * scale, top * scale, width * scale, height * scale)
         top += height + _BETWEEN_ROWS
     if bar is not None:
         paste(

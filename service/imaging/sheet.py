@@ -1,4 +1,4 @@
-"""What every sheet is made with: a pen for single lines and a way to lay a picture into its cell. Knows no sheet's layout."""
+"""What every sheet is made with: a pen for single lines and a way to lay an image into its cell. Knows no sheet's layout."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class SheetWriter:
 
 
 def paste(
-    sheet: Image.Image, picture: NDArray[np.uint8], left: float, top: float, width: float, height: float, *, fill: bool = False
+    sheet: Image.Image, image: NDArray[np.uint8], left: float, top: float, width: float, height: float, *, fill: bool = False
 ) -> None:
-    """Fit a picture into its cell, centred, with a hairline around it; `fill` stretches it."""
-    rows, columns = picture.shape[:2]
+    """Fit an image into its cell, centred, with a hairline around it; `fill` stretches it."""
+    rows, columns = image.shape[:2]
     ratio = min(width / columns, height / rows)
     size = (max(1, int(width if fill else columns * ratio)), max(1, int(height if fill else rows * ratio)))
     if size != (columns, rows):
         shrinks = size[0] < columns
-        picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC), np.uint8)
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC), np.uint8)
     corner = (int(left + (width - size[0]) / 2), int(top + (height - size[1]) / 2))
-    sheet.paste(Image.fromarray(picture), corner)
+    sheet.paste(Image.fromarray(image), corner)
     frame = (corner[0] - 1, corner[1] - 1, corner[0] + size[0], corner[1] + size[1])
     ImageDraw.Draw(sheet).rectangle(frame, outline=LINE)

@@ -1,4 +1,4 @@
-"""A contact sheet of many small pictures: sections with a title, each a grid of captioned tiles. Knows arrays only."""
+"""A contact sheet of many small images: sections with a title, each a grid of captioned tiles. Knows arrays only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TITLE_HEIGHT, _CAPTION_HEIGHT = 52, 24
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A picture, uint8 ``[H, W, 3]``, and one line below it."""
+    """An image, uint8 ``[H, W, 3]``, and one line below it."""
 
     rgb: NDArray[np.uint8]
     caption: str
@@ -46,7 +46,7 @@ def tile_sheet(sections: Sequence[Section], *, columns: int, width: int = 180) -
     Args:
         sections: at least one, each with at least one tile.
         columns: tiles side by side.
-        width: of a tile in pixels; smaller pictures are enlarged in whole pixels, so that single cells can be seen.
+        width: of a tile in pixels; smaller images are enlarged in whole pixels, so that single cells can be seen.
 
     Returns:
         uint8 ``[H, W, 3]``; at most 16 megapixels.
@@ -76,7 +76,7 @@ def tile_sheet(sections: Sequence[Section], *, columns: int, width: int = 180) -
 
 
 def _enlarged(rgb: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    """A picture smaller than its cell, by a whole factor and without smoothing."""
+    """An image smaller than its cell, by a whole factor and without smoothing."""
     if rgb.shape[1] >= width:
         return rgb
     factor = math.ceil(width / rgb.shape[1])

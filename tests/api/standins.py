@@ -18,12 +18,17 @@ from service.api.services import services_of
 from service.app import create_app
 from service.engine.types import Channel, Histogram
 from service.errors import ModelNotFound
+from service.explain.cache import CachePolicy, CacheStatus
+from service.explain.explainer import Explainer
+from service.explain.options import Options
+from service.explain.registry import Registry
 from service.explain.results import (
     Answer,
     Delivery,
     Encoded,
     Explanation,
     ImageInfo,
+    ImageInput,
     ImageResult,
     Inspection,
     LayerInfo,
@@ -32,13 +37,8 @@ from service.explain.results import (
     ModelIdentity,
     ModelInfo,
     Prediction,
-    ImageInput,
     Timings,
 )
-from service.explain.cache import CachePolicy, CacheStatus
-from service.explain.explainer import Explainer
-from service.explain.options import Options
-from service.explain.registry import Registry
 from service.settings import Settings
 
 MODEL = "efficientnet_lite0"
@@ -74,10 +74,12 @@ class StandInExplainer:
         self.reuses.append(reuse)
         await self._work(subjects, options, delivery, deadline)
         results = tuple(_result(subject, options) for subject in subjects)
-        document = None if delivery == "json" else Encoded(MEDIA_TYPES[delivery], 2, 1, b"a picture")
+        document = None if delivery == "json" else Encoded(MEDIA_TYPES[delivery], 2, 1, b"an image")
         return Answer(_identity(options), results, Timings(1.0, 0.25, 2.5, 0.5, 4.25), len(subjects), document, self.source)
 
-    async def predict(self, subjects: Sequence[ImageInput], options: Options, deadline: float, reuse: CachePolicy = "use") -> Answer:
+    async def predict(
+        self, subjects: Sequence[ImageInput], options: Options, deadline: float, reuse: CachePolicy = "use"
+    ) -> Answer:
         self.reuses.append(reuse)
         await self._work(subjects, options, None, deadline)
         results = tuple(

@@ -16,7 +16,7 @@ from tests.explain.world import load_small, small_settings, until
 
 pytestmark = pytest.mark.anyio
 
-PICTURE = make.save(make.scene(96, 48), "PNG")
+IMAGE = make.save(make.scene(96, 48), "PNG")
 
 
 @pytest.mark.parametrize("path", ["/explain", "/predict", "/models/efficientnet_lite0/explain"])
@@ -67,7 +67,7 @@ async def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 async def test_the_same_bytes_and_another_colour(whole: httpx.AsyncClient) -> None:
     async def ask(query: str, **headers: str) -> httpx.Response:
-        response = await whole.post(f"/explain?{query}", content=PICTURE, headers=headers)
+        response = await whole.post(f"/explain?{query}", content=IMAGE, headers=headers)
         assert response.status_code == 200, response.text
         return response
 
@@ -98,12 +98,12 @@ async def test_the_same_bytes_and_another_colour(whole: httpx.AsyncClient) -> No
     assert (await ask("format=png")).headers["x-cache"] == "hit"
 
 
-async def test_of_several_pictures_the_costliest_tells(whole: httpx.AsyncClient) -> None:
+async def test_of_several_images_the_costliest_tells(whole: httpx.AsyncClient) -> None:
     other = make.save(make.scene(48, 96), "PNG")
-    await whole.post("/explain", content=PICTURE)
-    mixed = await whole.post("/explain", files=[("image", PICTURE), ("image", other)])
+    await whole.post("/explain", content=IMAGE)
+    mixed = await whole.post("/explain", files=[("image", IMAGE), ("image", other)])
     assert mixed.headers["x-cache"] == "miss"
-    both = await whole.post("/explain", files=[("image", other), ("image", PICTURE)])
+    both = await whole.post("/explain", files=[("image", other), ("image", IMAGE)])
     assert both.headers["x-cache"] == "hit"
     assert [one["image"]["width"] for one in both.json()["results"]] == [48, 96]
     assert both.json()["results"] == mixed.json()["results"][::-1]
@@ -112,6 +112,6 @@ async def test_of_several_pictures_the_costliest_tells(whole: httpx.AsyncClient)
 
 async def test_a_problem_says_nothing_of_the_cache(whole: httpx.AsyncClient) -> None:
     for _ in range(2):
-        response = await whole.post("/explain", content=PICTURE[:100])
+        response = await whole.post("/explain", content=IMAGE[:100])
         assert response.status_code == 422
         assert "x-cache" not in response.headers

@@ -51,7 +51,7 @@ def session() -> Iterator[requests.Session]:
 @schema.parametrize()
 @settings(repeatable, max_examples=20)
 def test_the_schema_is_the_truth(case: Case[Any], server: Running, session: requests.Session) -> None:
-    """Every check but one: no schema can say which bytes are a picture or which classes a model has."""
+    """Every check but one: no schema can say which bytes are an image or which classes a model has."""
     case.call_and_validate(base_url=server.url, session=session, excluded_checks=[positive_data_acceptance])
 
 
@@ -103,25 +103,25 @@ def http(server: Running) -> Iterator[httpx.Client]:
         yield client
 
 
-def send(http: httpx.Client, path: str, form: str, picture: bytes, options: dict[str, Any]) -> httpx.Response:
+def send(http: httpx.Client, path: str, form: str, image: bytes, options: dict[str, Any]) -> httpx.Response:
     if form == "json":
-        document = {"images": [{"b64": base64.b64encode(picture).decode()}], **options}
+        document = {"images": [{"b64": base64.b64encode(image).decode()}], **options}
         return http.post(path, content=json.dumps(document), headers={"Content-Type": "application/json"})  # NaN as NaN
     plain = {name: list(map(str, value)) if isinstance(value, list) else str(value) for name, value in options.items()}
     if form == "query":
-        return http.post(path, content=picture, params=plain)
-    return http.post(path, files={"image": picture}, data=plain)
+        return http.post(path, content=image, params=plain)
+    return http.post(path, files={"image": image}, data=plain)
 
 
 FORMS = st.sampled_from(["query", "form", "json"])
 
 
 @settings(repeatable, max_examples=80)
-@given(picture=PICTURES, form=FORMS, options=OPTIONS)
-def test_a_picture_with_options_that_exist_is_explained(
-    http: httpx.Client, picture: bytes, form: str, options: dict[str, Any]
+@given(image=PICTURES, form=FORMS, options=OPTIONS)
+def test_a_image_with_options_that_exist_is_explained(
+    http: httpx.Client, image: bytes, form: str, options: dict[str, Any]
 ) -> None:
-    response = send(http, "/explain", form, picture, options)
+    response = send(http, "/explain", form, image, options)
     named = len(options.get("class_id", ())) + len(options.get("class_name", ()))
     several = (named or options.get("top_k", 1)) > 1
     delivery = options.get("format", "json")
@@ -133,11 +133,11 @@ def test_a_picture_with_options_that_exist_is_explained(
 
 
 @settings(repeatable, max_examples=120)
-@given(picture=PICTURES, form=FORMS, path=st.sampled_from(["explain", "predict"]), options=OPTIONS, noise=NOISE)
+@given(image=PICTURES, form=FORMS, path=st.sampled_from(["explain", "predict"]), options=OPTIONS, noise=NOISE)
 def test_whatever_else_stands_in_the_options_is_no_fault_of_ours(
-    http: httpx.Client, picture: bytes, form: str, path: str, options: dict[str, Any], noise: dict[str, Any]
+    http: httpx.Client, image: bytes, form: str, path: str, options: dict[str, Any], noise: dict[str, Any]
 ) -> None:
-    response = send(http, f"/models/efficientnet_lite0/{path}", form, picture, options | noise)
+    response = send(http, f"/models/efficientnet_lite0/{path}", form, image, options | noise)
     if response.status_code != 200:
         assert response.status_code < 500, response.text
         Problem.model_validate_json(response.content, strict=True)

@@ -33,7 +33,7 @@ def http(server: Running) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def good(http: httpx.Client) -> tuple[bytes, float]:
-    """A good picture and the logit of its best class."""
+    """A good image and the logit of its best class."""
     data = make.jpeg()
     return data, best_logit(http.post("/predict", content=data))
 
@@ -119,7 +119,7 @@ def read_format(response: httpx.Response) -> Any:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_flipped_bit_in_the_pixels_is_never_a_fault_of_ours(http: httpx.Client, seed: int) -> None:
-    """H09: no decoder can tell every flip from another picture."""
+    """H09: no decoder can tell every flip from another image."""
     data, dice = bytearray(make.jpeg()), random.Random(seed)
     start = data.index(b"\xff\xda") + 14
     data[dice.randrange(start, len(data) - 2)] ^= 1 << dice.randrange(8)
@@ -130,7 +130,7 @@ def test_a_flipped_bit_in_the_pixels_is_never_a_fault_of_ours(http: httpx.Client
 
 
 def test_a_body_of_the_largest_size_and_one_byte_more(http: httpx.Client) -> None:
-    """H79: the padding lies behind the picture's end."""
+    """H79: the padding lies behind the image's end."""
     data = make.save(make.scene(), "PNG").ljust(MAX_BYTES, b"\0")
     assert http.post("/predict", content=data).status_code == 200
     assert_problem(http.post("/predict", content=data + b"\0"), 413, "payload_too_large")
@@ -147,7 +147,7 @@ def test_as_many_images_as_allowed_and_one_more(http: httpx.Client) -> None:
     assert_problem(http.post("/predict", json={"images": [{"b64": b64}] * (MAX_IMAGES + 1)}), 422, "too_many_images")
 
 
-def test_the_largest_picture_is_explained_at_its_own_size_in_time(http: httpx.Client) -> None:
+def test_the_largest_image_is_explained_at_its_own_size_in_time(http: httpx.Client) -> None:
     """H63 with the heatmap and the overlay of fifty megapixels."""
     response = http.post("/explain?format=png", content=make.png_flat(10_000, 5000, 1, 0))
     assert (response.status_code, response.headers["content-type"]) == (200, "image/png"), response.text

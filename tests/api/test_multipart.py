@@ -22,7 +22,7 @@ def part(headers: str, body: bytes = b"x", boundary: bytes = b"b") -> bytes:
     return b"--" + boundary + b"\r\n" + headers.encode() + b"\r\n\r\n" + body + b"\r\n"
 
 
-def image(body: bytes = b"picture", filename: str = "cat.png") -> bytes:
+def image(body: bytes = b"image", filename: str = "cat.png") -> bytes:
     return part(f'Content-Disposition: form-data; name="image"; filename="{filename}"\r\nContent-Type: image/png', body)
 
 
@@ -75,7 +75,7 @@ TAKEN = {
     "long file name": (FORM, image(filename="a" * 2000) + END),
     "odd file name": (FORM, image(filename="\x00%0d%0a") + END),
     "utf-8": (FORM + "; charset=UTF-8", image() + END),
-    "nested multipart": (FORM, part(NAMED_FILE + "\r\nContent-Type: multipart/mixed; boundary=c", b"picture") + END),
+    "nested multipart": (FORM, part(NAMED_FILE + "\r\nContent-Type: multipart/mixed; boundary=c", b"image") + END),
 }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ async def test_taken(app: FastAPI, explainer: StandInExplainer, name: str) -> No
     kind, body = TAKEN[name]
     reply = await speak(app, [body], headers={"Content-Type": kind})
     assert reply.status == 200
-    assert explainer.subjects[0].data == b"picture"
+    assert explainer.subjects[0].data == b"image"
 
 
 async def test_nothing_touches_the_disk(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,9 +47,9 @@ async def test_headers(client: httpx.AsyncClient) -> None:
     assert response.headers["vary"] == "Accept"
 
 
-async def test_a_picture_carries_its_provenance(client: httpx.AsyncClient) -> None:
+async def test_a_image_carries_its_provenance(client: httpx.AsyncClient) -> None:
     response = await client.post("/explain?class_id=7&layer=blocks.6", content=b"x", headers={"Accept": "image/jpeg"})
-    assert (response.headers["content-type"], response.content) == ("image/jpeg", b"a picture")
+    assert (response.headers["content-type"], response.content) == ("image/jpeg", b"an image")
     explain = {name: value for name, value in response.headers.items() if name.startswith("x-explain-")}
     assert explain == {
         "x-explain-class-id": "7",

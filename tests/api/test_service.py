@@ -62,11 +62,11 @@ def test_real_explanations_have_the_documented_shape(http: httpx.Client, heatmap
 
 
 @pytest.mark.parametrize(("accept", "kind"), [("image/png", "PNG"), ("image/jpeg", "JPEG"), ("image/webp", "WEBP")])
-def test_pictures(http: httpx.Client, accept: str, kind: str) -> None:
+def test_images(http: httpx.Client, accept: str, kind: str) -> None:
     response = http.post("/explain", files={"image": CHELSEA}, headers={"Accept": accept})
     assert (response.status_code, response.headers["content-type"]) == (200, accept)
-    picture = Image.open(io.BytesIO(response.content))
-    assert (picture.format, picture.size) == (kind, (451, 300))
+    image = Image.open(io.BytesIO(response.content))
+    assert (image.format, image.size) == (kind, (451, 300))
     assert response.headers["x-explain-class-id"] == "282"
     assert unquote(response.headers["x-explain-class-name"]).startswith("tiger cat")
 
@@ -77,7 +77,7 @@ def test_an_array(http: httpx.Client) -> None:
     assert (maps.shape, maps.dtype) == ((2, 300, 451), np.float32)
 
 
-def test_several_classes_are_no_one_picture_but_a_sheet(http: httpx.Client) -> None:
+def test_several_classes_are_no_one_image_but_a_sheet(http: httpx.Client) -> None:
     response = http.post("/explain?class_id=281,285&format=png", content=CHELSEA)
     assert (response.status_code, response.json()["code"]) == (406, "not_acceptable")
     assert http.post("/explain?class_id=281,285&format=png&overlay_type=panel", content=CHELSEA).status_code == 200
@@ -94,7 +94,7 @@ def test_the_catalogue(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("query", "body", "status", "code"),
     [
-        ("", b"not a picture", 415, "unsupported_image_type"),
+        ("", b"not an image", 415, "unsupported_image_type"),
         ("", CHELSEA[:5000], 422, "image_truncated"),
         ("class_id=1000", CHELSEA, 422, "class_not_found"),
         ("class_id=100000000000000000000000", CHELSEA, 422, "class_not_found"),

@@ -13,8 +13,8 @@ from tests.api.standins import StandInExplainer, client_of, make_app, speak
 
 pytestmark = pytest.mark.anyio
 
-PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
-B64 = base64.b64encode(PICTURE).decode()
+IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+B64 = base64.b64encode(IMAGE).decode()
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
@@ -23,13 +23,11 @@ def code(response: httpx.Response) -> tuple[int, str]:
 
 
 async def test_three_forms_mean_the_same(client: httpx.AsyncClient, explainer: StandInExplainer) -> None:
+    await client.post("/explain", files={"image": IMAGE}, data={"class_id": ["281", "285"], "alpha": "0.25", "overlay": "true"})
     await client.post(
-        "/explain", files={"image": PICTURE}, data={"class_id": ["281", "285"], "alpha": "0.25", "overlay": "true"}
+        "/explain?class_id=281&class_id=285&alpha=0.25&overlay=true", content=IMAGE, headers={"Content-Type": "image/png"}
     )
-    await client.post(
-        "/explain?class_id=281&class_id=285&alpha=0.25&overlay=true", content=PICTURE, headers={"Content-Type": "image/png"}
-    )
-    await client.post("/explain?class_id=281,285&alpha=0.25&overlay=1", content=PICTURE)
+    await client.post("/explain?class_id=281,285&alpha=0.25&overlay=1", content=IMAGE)
     await client.post("/explain", json={"image": B64, "class_id": [281, 285], "alpha": 0.25, "overlay": True})
     await client.post("/explain", json={"images": [{"b64": B64}], "class_id": "281,285", "alpha": 0.25, "overlay": True})
     await client.post(
@@ -40,7 +38,7 @@ async def test_three_forms_mean_the_same(client: httpx.AsyncClient, explainer: S
     assert len(subjects) == 6
     assert all(one == subjects[0] for one in subjects)
     assert all(one == options[0] for one in options)
-    assert subjects[0][0].data == PICTURE
+    assert subjects[0][0].data == IMAGE
     assert subjects[0][0].targets.class_id == (281, 285)
 
 
@@ -53,8 +51,8 @@ async def test_several_files_keep_their_order(client: httpx.AsyncClient, explain
 
 async def test_class_zero_is_a_class(client: httpx.AsyncClient, explainer: StandInExplainer) -> None:
     for sent in (
-        client.post("/explain", files={"image": PICTURE}, data={"class_id": "0"}),
-        client.post("/explain?class_id=0", content=PICTURE),
+        client.post("/explain", files={"image": IMAGE}, data={"class_id": "0"}),
+        client.post("/explain?class_id=0", content=IMAGE),
         client.post("/explain", json={"image": B64, "class_id": 0}),
     ):
         assert (await sent).json()["results"][0]["explanations"][0]["class_id"] == 0
@@ -63,7 +61,7 @@ async def test_class_zero_is_a_class(client: httpx.AsyncClient, explainer: Stand
 
 async def test_versus_is_an_id_or_a_name(client: httpx.AsyncClient, explainer: StandInExplainer) -> None:
     for given, meant in (("282", 282), ("0", 0), ("tabby", "tabby"), ("n02123159", "n02123159")):
-        await client.post("/explain", files={"image": PICTURE}, data={"versus": given})
+        await client.post("/explain", files={"image": IMAGE}, data={"versus": given})
         assert explainer.options.versus == meant
     await client.post("/explain", json={"image": B64, "versus": 0})
     assert explainer.options.versus == 0
@@ -73,7 +71,7 @@ async def test_the_body_wins_over_the_query_string_and_empty_is_not_given(
     client: httpx.AsyncClient, explainer: StandInExplainer
 ) -> None:
     await client.post(
-        "/explain?class_id=1&alpha=0.1&polarity=both", files={"image": PICTURE}, data={"class_id": "2", "alpha": ""}
+        "/explain?class_id=1&alpha=0.1&polarity=both", files={"image": IMAGE}, data={"class_id": "2", "alpha": ""}
     )
     assert (explainer.options.class_id, explainer.options.alpha, explainer.options.polarity) == ((2,), 0.1, "both")
     await client.post("/explain?method=", json={"image": B64, "versus": None, "color_map": ""})
@@ -124,13 +122,13 @@ async def test_an_image_carries_its_own_classes(client: httpx.AsyncClient, expla
     ],
 )
 async def test_a_wrong_option_is_named_and_what_it_may_be(client: httpx.AsyncClient, query: str, sentence: str) -> None:
-    response = await client.post(f"/models/efficientnet_lite0/explain?{query}", content=PICTURE)
+    response = await client.post(f"/models/efficientnet_lite0/explain?{query}", content=IMAGE)
     assert code(response) == (422, "parameter_invalid")
     assert sentence in response.json()["detail"]
 
 
 async def test_every_wrong_option_is_named(client: httpx.AsyncClient) -> None:
-    detail = (await client.post("/explain?alpha=2&polarity=up&nope=1", content=PICTURE)).json()["detail"]
+    detail = (await client.post("/explain?alpha=2&polarity=up&nope=1", content=IMAGE)).json()["detail"]
     assert "alpha:" in detail
     assert "polarity:" in detail
     assert "nope:" in detail
@@ -141,7 +139,7 @@ async def test_every_wrong_option_is_named(client: httpx.AsyncClient) -> None:
     [
         (b"", (400, "json_invalid")),
         (b"{", (400, "json_invalid")),
-        (PICTURE, (400, "json_invalid")),  # a raw picture under the wrong type
+        (IMAGE, (400, "json_invalid")),  # a raw image under the wrong type
         (b"[]", (400, "json_invalid")),
         (b"null", (400, "json_invalid")),
         (b'"text"', (400, "json_invalid")),
@@ -207,7 +205,7 @@ async def test_messages_name_the_image(client: httpx.AsyncClient) -> None:
     ["text/plain", "text/html", "video/mp4", "multipart/mixed; boundary=x", "nonsense"],
 )
 async def test_other_content_types(client: httpx.AsyncClient, kind: str) -> None:
-    assert code(await client.post("/explain", content=PICTURE, headers={"Content-Type": kind})) == (
+    assert code(await client.post("/explain", content=IMAGE, headers={"Content-Type": kind})) == (
         415,
         "content_type_unsupported",
     )
@@ -217,16 +215,16 @@ CURLS = "application/x-www-form-urlencoded"  # what --data-binary sends unless i
 
 
 @pytest.mark.parametrize("kind", ["image/png", "IMAGE/JPEG", "image/whatever; q=1", "application/octet-stream", "", CURLS])
-async def test_content_types_of_a_raw_picture(client: httpx.AsyncClient, explainer: StandInExplainer, kind: str) -> None:
-    assert (await client.post("/explain", content=PICTURE, headers={"Content-Type": kind})).status_code == 200
-    assert explainer.subjects[0].data == PICTURE
+async def test_content_types_of_a_raw_image(client: httpx.AsyncClient, explainer: StandInExplainer, kind: str) -> None:
+    assert (await client.post("/explain", content=IMAGE, headers={"Content-Type": kind})).status_code == 200
+    assert explainer.subjects[0].data == IMAGE
 
 
 @pytest.mark.parametrize(
     ("encoding", "status"), [("gzip", 415), ("br", 415), ("identity, gzip", 415), ("identity", 200), ("", 200)]
 )
 async def test_a_compressed_body_is_never_inflated(client: httpx.AsyncClient, encoding: str, status: int) -> None:
-    response = await client.post("/explain", content=PICTURE, headers={"Content-Encoding": encoding})
+    response = await client.post("/explain", content=IMAGE, headers={"Content-Encoding": encoding})
     assert response.status_code == status
     if status != 200:
         assert response.json()["code"] == "content_encoding_unsupported"
@@ -266,11 +264,11 @@ async def test_a_body_exactly_at_the_limit_passes(explainer: StandInExplainer) -
 
 async def test_a_body_in_chunks_of_one_byte(client: httpx.AsyncClient, explainer: StandInExplainer) -> None:
     async def drip() -> Any:
-        for byte in PICTURE:
+        for byte in IMAGE:
             yield bytes([byte])
 
     assert (await client.post("/explain", content=drip())).status_code == 200
-    assert explainer.subjects[0].data == PICTURE
+    assert explainer.subjects[0].data == IMAGE
 
 
 async def test_too_many_images_in_a_form(explainer: StandInExplainer) -> None:

@@ -22,7 +22,7 @@ SIZES = ((500, 375), (1600, 1200))
 
 
 def measure(plan: Schedule, wanted: set[str]) -> Iterator[Row]:
-    """P8, for a small and a large picture."""
+    """P8, for a small and a large image."""
     if "P8" not in wanted:
         return
     for width, height in SIZES:
@@ -38,13 +38,13 @@ def overlay(width: int, height: int) -> NDArray[np.uint8]:
     return compose(rgb, hill, region=region, color_map=None, alpha=0.5, overlay_type="original", signed=False)
 
 
-def against(picture: NDArray[np.uint8], plan: Schedule) -> Iterator[Row]:
+def against(image: NDArray[np.uint8], plan: Schedule) -> Iterator[Row]:
     """One row per peer."""
-    height, width, _ = picture.shape
+    height, width, _ = image.shape
     encoders: dict[str, Callable[[], bytes]] = {
-        "camserve": partial(encode_png, picture),
-        "OpenCV": partial(_opencv, np.ascontiguousarray(picture[:, :, ::-1])),
-        "Pillow": partial(_pillow, picture),
+        "camserve": partial(encode_png, image),
+        "OpenCV": partial(_opencv, np.ascontiguousarray(image[:, :, ::-1])),
+        "Pillow": partial(_pillow, image),
     }
     size = {name: len(encode()) / 1000 for name, encode in encoders.items()}
     measures = {name: seconds_of(encode, span_s=plan.seconds(SPAN_S)) for name, encode in encoders.items()}
@@ -66,7 +66,7 @@ def _opencv(bgr: NDArray[np.uint8]) -> bytes:
     return encoded.tobytes()
 
 
-def _pillow(picture: NDArray[np.uint8]) -> bytes:
+def _pillow(image: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", compress_level=1)
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
     return file.getvalue()

@@ -14,7 +14,7 @@ from service.engine import runtimes
 from service.engine.device import prepare
 from service.engine.methods import METHODS
 from service.engine.network import Network
-from service.engine.types import EngineResult, EngineRequest
+from service.engine.types import EngineRequest, EngineResult
 from service.imaging.heatmap import render_maps
 from service.settings import Settings
 from tests.bench import peers
@@ -49,18 +49,18 @@ def load(name: str) -> Network:
     """A card's network as the service would load it; random weights where a hub has the real ones."""
     settings = Settings()
     device = prepare(settings.device, settings.engine_threads)
-    plan = runtimes.Schedule(settings.engine, settings.precision, settings.engine_threads, settings.replicas)
+    plan = runtimes.RuntimeOptions(settings.engine, settings.precision, settings.engine_threads, settings.replicas)
     return Network.load(peers.card(name), device, plan, random_weights=True)
 
 
-def pictures(network: Network, size: int) -> NDArray[np.uint8]:
+def image_batch(network: Network, size: int) -> NDArray[np.uint8]:
     """A batch of the network's input size."""
     return batch(size, network.preprocessing.height, network.preprocessing.width)
 
 
 def explanation(network: Network, size: int) -> Callable[[], list[EngineResult]]:
-    """A call that explains the best class of each picture of a batch."""
-    works = [EngineRequest(picture, best=1) for picture in pictures(network, size)]
+    """A call that explains the best class of each image of a batch."""
+    works = [EngineRequest(image, best=1) for image in image_batch(network, size)]
     return lambda: outcomes(network, works)
 
 
@@ -76,7 +76,7 @@ def outcomes(network: Network, works: list[EngineRequest]) -> list[EngineResult]
 
 def explain_to_predict(network: Network, size: int, plan: Schedule) -> Row:
     """P1."""
-    predicted = [EngineRequest(picture) for picture in pictures(network, size)]
+    predicted = [EngineRequest(image) for image in image_batch(network, size)]
     sides = {"explain": explanation(network, size), "predict": lambda: outcomes(network, predicted)}
     took = _interleaved(sides, plan)
     return Row(
@@ -91,7 +91,7 @@ def explain_to_predict(network: Network, size: int, plan: Schedule) -> Row:
 
 def against_libraries(network: Network, module: nn.Module, size: int, plan: Schedule) -> Iterator[Row]:
     """P2: from pixels or tensors to maps of the input's size, 0..1; captum stops at the grid."""
-    images = peers.normalised(pictures(network, size), network.preprocessing)
+    images = peers.normalised(image_batch(network, size), network.preprocessing)
     layer, input_size = network.default_layers[0], (images.shape[2], images.shape[3])
     grad_cam, captum = peers.grad_cam(peers.fresh(module), layer), peers.captum(peers.fresh(module), layer)
     explain = explanation(network, size)
@@ -115,12 +115,12 @@ def against_libraries(network: Network, module: nn.Module, size: int, plan: Sche
 
 def five_classes(network: Network, plan: Schedule) -> Row:
     """P3."""
-    picture = pictures(network, 1)[0]
-    five, one = [EngineRequest(picture, classes=(1, 2, 3, 4, 5))], [EngineRequest(picture, classes=(1,))]
+    image = image_batch(network, 1)[0]
+    five, one = [EngineRequest(image, classes=(1, 2, 3, 4, 5))], [EngineRequest(image, classes=(1,))]
     took = _interleaved({"five": lambda: outcomes(network, five), "one": lambda: outcomes(network, one)}, plan)
     return Row(
         "P3",
-        f"five classes / one class of a picture, {MODEL}",
+        f"five classes / one class of an image, {MODEL}",
         tuple(ratios(took["five"], took["one"])),
         "x",
         Target("<=", 1.15),
@@ -130,10 +130,10 @@ def five_classes(network: Network, plan: Schedule) -> Row:
 
 def ablation(network: Network, module: nn.Module, plan: Schedule) -> Row:
     """P9: every channel left out once. The library's side takes minutes, so there are two rounds at most."""
-    picture = pictures(network, 1)
-    images = peers.normalised(picture, network.preprocessing)
+    pixels = image_batch(network, 1)
+    images = peers.normalised(pixels, network.preprocessing)
     library = peers.ablation_cam(peers.fresh(module), network.default_layers[0])
-    works = [EngineRequest(picture[0], best=1, method="ablationcam", parameters=METHODS["ablationcam"].defaults)]
+    works = [EngineRequest(pixels[0], best=1, method="ablationcam", parameters=METHODS["ablationcam"].defaults)]
     outcomes(network, works)
     sides: dict[str, Callable[[], object]] = {
         "camserve": lambda: outcomes(network, works),
@@ -144,7 +144,7 @@ def ablation(network: Network, module: nn.Module, plan: Schedule) -> Row:
     channels = network.layers[network.default_layers[0]].channels
     return Row(
         "P9",
-        f"AblationCAM of one picture against pytorch-grad-cam, {MODEL}, {channels} channels",
+        f"AblationCAM of one image against pytorch-grad-cam, {MODEL}, {channels} channels",
         tuple(ratios(took["pytorch-grad-cam"], took["camserve"])),
         "x",
         Target(">=", 20),
@@ -153,14 +153,14 @@ def ablation(network: Network, module: nn.Module, plan: Schedule) -> Row:
 
 
 def on_cuda(plan: Schedule) -> Row | Skipped:
-    """P11: at the batch size at which the device classifies most pictures a second."""
-    what = f"explain / predict in pictures a second, {MODEL}, CUDA, best batch"
+    """P11: at the batch size at which the device classifies most images a second."""
+    what = f"explain / predict in images a second, {MODEL}, CUDA, best batch"
     if not torch.cuda.is_available():
         return Skipped("P11", what, "there is no CUDA device")
     network = load(MODEL)
     rates: dict[int, dict[str, list[float]]] = {}
     for size in CUDA_BATCHES:
-        predicted = [EngineRequest(picture) for picture in pictures(network, size)]
+        predicted = [EngineRequest(image) for image in image_batch(network, size)]
         sides: dict[str, Callable[[], object]] = {
             "explain": explanation(network, size),
             "predict": functools.partial(outcomes, network, predicted),

@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.bench import engine
-from tests.bench.load import Job, Measured, send
 from tests.bench.image import jpeg
+from tests.bench.load import Job, Measured, send
 from tests.bench.processes import camserve, serving
 from tests.bench.report import Row, Side, Skipped, Target
 from tests.bench.timing import Schedule, columns, ratios, rounds, seconds_of

@@ -1,4 +1,4 @@
-"""The picture that every row uses: a photograph of 500x375 pixels as a JPEG of about 90 kB, as cameras and phones make them."""
+"""The image that every row uses: a photograph of 500x375 pixels as a JPEG of about 90 kB, as cameras and phones make them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def pixels() -> NDArray[np.uint8]:
 
 
 def batch(count: int, height: int, width: int) -> NDArray[np.uint8]:
-    """`count` different pictures of a network's input size, uint8 ``[count, height, width, 3]``."""
+    """`count` different images of a network's input size, uint8 ``[count, height, width, 3]``."""
     photo = Image.fromarray(pixels()).resize((width, height))
     return np.stack([np.roll(np.asarray(photo), 8 * number, axis=1) for number in range(count)])
 
 
-def _saved(picture: Image.Image, quality: int) -> bytes:
+def _saved(image: Image.Image, quality: int) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality)
+    image.save(file, "JPEG", quality=quality)
     return file.getvalue()

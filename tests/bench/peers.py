@@ -39,9 +39,9 @@ def fresh(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).requires_grad_(requires_grad=True)
 
 
-def normalised(pictures: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
+def normalised(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
     """uint8 ``[N, h, w, 3]`` -> what a network takes, float32 ``[N, 3, h, w]``."""
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(255)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     return images.sub(mean).div(std).contiguous()
 

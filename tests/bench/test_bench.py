@@ -74,10 +74,10 @@ def test_percentiles_are_of_the_sorted_values() -> None:
     assert percentile([], 50) == 0
 
 
-def test_the_picture_is_what_the_table_says() -> None:
-    assert picture.pixels().shape == (375, 500, 3)
-    assert abs(len(picture.jpeg()) - picture.BYTES) < 10_000
-    assert len({part.tobytes() for part in picture.batch(3, 32, 32)}) == 3
+def test_the_image_is_what_the_table_says() -> None:
+    assert image.pixels().shape == (375, 500, 3)
+    assert abs(len(image.jpeg()) - image.BYTES) < 10_000
+    assert len({part.tobytes() for part in image.batch(3, 32, 32)}) == 3
 
 
 @pytest.mark.parametrize(

@@ -41,13 +41,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def explained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """Two photographs and a broken file, one folder down, explained with the embedded model."""
-    pictures, out = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("results") / "deep" / "out"
-    (pictures / "below").mkdir()
-    (pictures / "cat.png").write_bytes(CHELSEA.data)
-    (pictures / "below" / "COFFEE.PNG").write_bytes(COFFEE.data)
-    (pictures / "broken.jpg").write_bytes(CHELSEA.data[:5000])
-    (pictures / "notes.txt").write_text("no picture")
-    return camserve("explain", pictures, "--out", out), out
+    images, out = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("results") / "deep" / "out"
+    (images / "below").mkdir()
+    (images / "cat.png").write_bytes(CHELSEA.data)
+    (images / "below" / "COFFEE.PNG").write_bytes(COFFEE.data)
+    (images / "broken.jpg").write_bytes(CHELSEA.data[:5000])
+    (images / "notes.txt").write_text("no image")
+    return camserve("explain", images, "--out", out), out
 
 
 def test_the_version() -> None:
@@ -119,15 +119,15 @@ def test_several_classes_are_a_sheet_and_a_row_each(tiny: Path, tmp_path: Path) 
     found = rows(tmp_path)
     assert [row["label"] for row in found] == ["class 3", "class 0", "class 7"]
     (sheet,) = {row["overlay"] for row in found}
-    with Image.open(sheet) as picture:
-        assert picture.width > 3 * CHELSEA.width
-        assert picture.height > 3 * CHELSEA.height
+    with Image.open(sheet) as image:
+        assert image.width > 3 * CHELSEA.width
+        assert image.height > 3 * CHELSEA.height
 
 
-def test_a_picture_that_is_too_large_for_an_option_stops_no_other(tiny: Path, tmp_path: Path) -> None:
-    with Image.open(CHELSEA.path) as picture:
-        picture.resize((64, 64)).save(tmp_path / "a.png")
-        picture.resize((1100, 1000)).save(tmp_path / "b.png")
+def test_a_image_that_is_too_large_for_an_option_stops_no_other(tiny: Path, tmp_path: Path) -> None:
+    with Image.open(CHELSEA.path) as image:
+        image.resize((64, 64)).save(tmp_path / "a.png")
+        image.resize((1100, 1000)).save(tmp_path / "b.png")
     result = camserve(
         "explain", tmp_path, "--models-dir", tiny, "--model", "tiny", "--fit", "native", "--out", tmp_path / "out"
     )
@@ -137,13 +137,13 @@ def test_a_picture_that_is_too_large_for_an_option_stops_no_other(tiny: Path, tm
     assert "at most 1048576 pixels" in large["error"]
 
 
-def test_an_option_reaches_the_picture(tiny: Path, tmp_path: Path) -> None:
+def test_an_option_reaches_the_image(tiny: Path, tmp_path: Path) -> None:
     common = ("explain", CHELSEA.path, "--models-dir", tiny, "--model", "tiny", "--overlay-type", "none", "--size", "64")
     for name in ("viridis", "none"):
         assert camserve(*common, "--color-map", name, "--out", tmp_path / name).exit_code == 0
-    pictures = [np.asarray(Image.open(tmp_path / name / "chelsea.png")) for name in ("viridis", "none")]
-    assert [picture.shape for picture in pictures] == [(43, 64, 3)] * 2
-    grey = [bool((picture == picture[:, :, :1]).all()) for picture in pictures]
+    images = [np.asarray(Image.open(tmp_path / name / "chelsea.png")) for name in ("viridis", "none")]
+    assert [image.shape for image in images] == [(43, 64, 3)] * 2
+    grey = [bool((image == image[:, :, :1]).all()) for image in images]
     assert grey == [False, True]
 
 
@@ -170,7 +170,7 @@ def test_what_is_wrong_is_said(tiny: Path, tmp_path: Path, arguments: tuple[str,
     assert "Traceback" not in result.output
 
 
-def test_no_pictures_in_a_folder(tiny: Path, tmp_path: Path) -> None:
+def test_no_images_in_a_folder(tiny: Path, tmp_path: Path) -> None:
     result = camserve("explain", tmp_path, "--models-dir", tiny, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert ".jpeg" in result.stderr

@@ -17,7 +17,7 @@ from tests.photographs import COFFEE
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     (folder / COFFEE.path.name).write_bytes(COFFEE.data)
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     return folder
 
 
@@ -42,8 +42,8 @@ def test_methods_are_compared(photos: Path, tmp_path: Path) -> None:
         assert value_of("gradcam", "deletion") < value_of(other, "deletion")
         assert value_of("gradcam", "insertion") > value_of(other, "insertion")
         assert value_of("gradcam", "road") > value_of(other, "road")
-    with Image.open(tmp_path / "evaluation.png") as picture:
-        assert picture.width > picture.height
+    with Image.open(tmp_path / "evaluation.png") as image:
+        assert image.width > image.height
 
 
 def test_an_unknown_method_is_refused_before_anything_is_measured(photos: Path, tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ def pooled() -> Network:
     return network(seeded(Pooled), "block", size=32)
 
 
-def picture(seed: int = 0, size: int = 32) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def random_image(seed: int = 0, size: int = 32) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
 
 
 def test_weights_of_a_pooled_head_are_its_own_over_the_cells(pooled: Network) -> None:
-    found = pooled.inspect(LayerStatisticsRequest(picture(), 2, None, ("stem", "block"), channels=5))
+    found = pooled.inspect(LayerStatisticsRequest(random_image(), 2, None, ("stem", "block"), channels=5))
     stem, block = found.layers
     assert (stem.layer, stem.shape, block.layer, block.shape) == ("stem", (8, 16, 16), "block", (16, 8, 8))
     head = seeded(Pooled).get_parameter("head.weight")  # the same seed
@@ -40,14 +40,14 @@ def test_weights_of_a_pooled_head_are_its_own_over_the_cells(pooled: Network) ->
 
 
 def test_the_best_class_and_a_contrast(pooled: Network) -> None:
-    best = pooled.inspect(LayerStatisticsRequest(picture(), None, None, ("block",), channels=16))
+    best = pooled.inspect(LayerStatisticsRequest(random_image(), None, None, ("block",), channels=16))
     assert best.class_id == int(best.logits.argmax())
-    against = pooled.inspect(LayerStatisticsRequest(picture(), best.class_id, best.class_id, ("block",), channels=16))
+    against = pooled.inspect(LayerStatisticsRequest(random_image(), best.class_id, best.class_id, ("block",), channels=16))
     assert {one.weight for one in against.layers[0].strongest} == {0.0}
 
 
 def test_layers_in_the_order_asked_for(pooled: Network) -> None:
-    found = pooled.inspect(LayerStatisticsRequest(picture(), 0, None, ("block", "stem"), channels=1))
+    found = pooled.inspect(LayerStatisticsRequest(random_image(), 0, None, ("block", "stem"), channels=1))
     assert [view.layer for view in found.layers] == ["block", "stem"]
 
 
@@ -60,8 +60,16 @@ def test_layers_in_the_order_asked_for(pooled: Network) -> None:
 )
 def test_a_few_stages_over_the_depth(name: str, size: int, expected: tuple[str, ...]) -> None:
     whole = network(known(name), expected[-1], size=size)
-    assert tuple(v.layer for v in whole.inspect(LayerStatisticsRequest(picture(size=size), None, None, (), channels=2)).layers) == expected
+    assert (
+        tuple(
+            v.layer for v in whole.inspect(LayerStatisticsRequest(random_image(size=size), None, None, (), channels=2)).layers
+        )
+        == expected
+    )
 
 
 def test_both_stages_of_a_small_network(pooled: Network) -> None:
-    assert [v.layer for v in pooled.inspect(LayerStatisticsRequest(picture(), None, None, (), channels=1)).layers] == ["stem", "block"]
+    assert [v.layer for v in pooled.inspect(LayerStatisticsRequest(random_image(), None, None, (), channels=1)).layers] == [
+        "stem",
+        "block",
+    ]

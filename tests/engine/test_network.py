@@ -1,4 +1,4 @@
-"""The engine on small networks: golden vectors, identities, mixed batches, early and fused layers, other picture sizes."""
+"""The engine on small networks: golden vectors, identities, mixed batches, early and fused layers, other image sizes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from service.engine.batch import MAX_ROWS
 from service.engine.graph.export import export
-from service.engine.network import Network
 from service.engine.graph.split import split
-from service.engine.types import EngineResult, EngineRequest
+from service.engine.network import Network
+from service.engine.types import EngineRequest, EngineResult
 from service.errors import ConfigurationError, InferenceNonFinite, LayerNotFound, MethodNotApplicable
 from tests.networks import OneConv, Pooled, network, seeded
 
 
-def pictures(count: int, size: int = 32, seed: int = 0) -> list[NDArray[np.uint8]]:
+def random_images(count: int, size: int = 32, seed: int = 0) -> list[NDArray[np.uint8]]:
     return list(np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8))
 
 
@@ -48,7 +48,7 @@ def test_captums_golden_vectors(layer: str, expected: list[list[float]], in_plac
 
 def test_where_the_head_is_pooling_and_a_linear_layer_the_map_is_the_class_activation_map(pooled: Network) -> None:
     module = seeded(Pooled)
-    image = pictures(1)[0]
+    image = random_images(1)[0]
     with torch.no_grad():
         grid = module.block(module.stem(torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1))[0]  # type: ignore[operator]
     weights = module.get_parameter("head.weight")
@@ -59,7 +59,7 @@ def test_where_the_head_is_pooling_and_a_linear_layer_the_map_is_the_class_activ
 
 
 def test_a_mixed_batch_equals_each_alone(pooled: Network) -> None:
-    a, b, c, d, e = pictures(5)
+    a, b, c, d, e = random_images(5)
     works = [
         EngineRequest(a, classes=(1,)),
         EngineRequest(b),
@@ -80,33 +80,33 @@ def test_a_mixed_batch_equals_each_alone(pooled: Network) -> None:
 
 
 def test_the_best_classes_come_best_first(pooled: Network) -> None:
-    (found,) = outcomes(pooled, [EngineRequest(pictures(1)[0], best=5)])
+    (found,) = outcomes(pooled, [EngineRequest(random_images(1)[0], best=5)])
     assert list(found.classes) == list(np.argsort(-found.logits))
-    (by_name,) = outcomes(pooled, [EngineRequest(pictures(1)[0], classes=found.classes)])
+    (by_name,) = outcomes(pooled, [EngineRequest(random_images(1)[0], classes=found.classes)])
     np.testing.assert_allclose(found.maps, by_name.maps, atol=1e-6)
 
 
 def test_more_rows_than_one_head_pass_holds(pooled: Network) -> None:
-    works = [EngineRequest(image, classes=(0, 1, 2, 3, 4)) for image in pictures(MAX_ROWS // 4)]
+    works = [EngineRequest(image, classes=(0, 1, 2, 3, 4)) for image in random_images(MAX_ROWS // 4)]
     for work, found in zip(works, outcomes(pooled, works), strict=True):
         np.testing.assert_allclose(found.maps, outcomes(pooled, [work])[0].maps, atol=1e-6)
 
 
 def test_permuting_the_batch_permutes_the_maps(pooled: Network) -> None:
-    images = pictures(6)
+    images = random_images(6)
     forward = outcomes(pooled, [EngineRequest(image, classes=(1,)) for image in images])
     backward = outcomes(pooled, [EngineRequest(image, classes=(1,)) for image in images[::-1]])
     np.testing.assert_allclose([o.maps for o in forward], [o.maps for o in backward[::-1]], atol=1e-6)
 
 
 def test_contrast_is_the_difference_of_the_classes_maps(pooled: Network) -> None:
-    image = pictures(1)[0]
+    image = random_images(1)[0]
     contrast, plain = outcomes(pooled, [EngineRequest(image, classes=(0,), versus=3), EngineRequest(image, classes=(0, 3))])
     np.testing.assert_allclose(contrast.maps[0][0], plain.maps[0][0] - plain.maps[1][0], atol=1e-6)
 
 
 def test_a_constant_on_the_logits_changes_nothing_and_a_factor_only_the_scale() -> None:
-    image = pictures(1)[0]
+    image = random_images(1)[0]
     plain, shifted, scaled = seeded(Pooled), seeded(Pooled), seeded(Pooled)
     shifted.get_parameter("head.bias").add_(10)
     scaled.get_parameter("head.weight").mul_(3)
@@ -116,7 +116,7 @@ def test_a_constant_on_the_logits_changes_nothing_and_a_factor_only_the_scale() 
 
 
 def test_shuffled_head_weights_change_the_map() -> None:
-    image = pictures(1)[0]
+    image = random_images(1)[0]
     plain, shuffled = seeded(Pooled), seeded(Pooled)
     weight = shuffled.get_parameter("head.weight")
     weight.copy_(weight[:, torch.randperm(16, generator=torch.Generator().manual_seed(1))])
@@ -124,14 +124,14 @@ def test_shuffled_head_weights_change_the_map() -> None:
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] < 0.9
 
 
-def test_pictures_of_several_sizes_in_one_batch(pooled: Network) -> None:
-    small, large = pictures(1)[0], pictures(1, size=48)[0]
+def test_images_of_several_sizes_in_one_batch(pooled: Network) -> None:
+    small, large = random_images(1)[0], random_images(1, size=48)[0]
     a, b, c = outcomes(pooled, [EngineRequest(small, best=1), EngineRequest(large, best=1), EngineRequest(small, best=1)])
     assert [o.maps[0][0].shape for o in (a, b, c)] == [(8, 8), (12, 12), (8, 8)]
     np.testing.assert_array_equal(a.maps, c.maps)
 
 
-def test_a_picture_whose_numbers_are_not_finite_fails_alone() -> None:
+def test_a_image_whose_numbers_are_not_finite_fails_alone() -> None:
     module = seeded(Pooled)
     module.get_parameter("stem.0.weight")[0, 0, 0, 0] = 3e38
     good, bad = np.full((32, 32, 3), 128, np.uint8), np.full((32, 32, 3), 255, np.uint8)
@@ -144,7 +144,7 @@ def test_a_picture_whose_numbers_are_not_finite_fails_alone() -> None:
 
 def test_nothing_is_kept_on_the_module(pooled: Network) -> None:
     before = {name: value.clone() for name, value in pooled._module.state_dict().items()}
-    outcomes(pooled, [EngineRequest(pictures(1)[0], best=2)])
+    outcomes(pooled, [EngineRequest(random_images(1)[0], best=2)])
     assert all(torch.equal(value, before[name]) for name, value in pooled._module.state_dict().items())
     assert all(p.grad is None for p in pooled._module.parameters())
     assert not any(module._forward_hooks or module._backward_hooks for module in pooled._module.modules())

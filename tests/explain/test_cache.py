@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.types import EngineResult, MethodParameters, EngineRequest
+from service.engine.types import EngineRequest, EngineResult, MethodParameters
 from service.errors import CamserveError, DeadlineExceeded, EngineError, InferenceNonFinite, Overloaded
-from service.explain.cache import Cache, CacheResult, CacheKey, CachePolicy, CacheStatus, worst
+from service.explain.cache import Cache, CacheKey, CachePolicy, CacheResult, CacheStatus, worst
 from service.explain.calls import BatchResult
 
 pytestmark = pytest.mark.anyio
@@ -57,7 +57,8 @@ class Network:
                 raise failure
             batch = np.stack([np.full((self.grid, self.grid), sum(name.encode()), np.float32) for name in images])
             return [
-                BatchResult(EngineResult(one[0], (0,), ((one,),), ("block",), "torch", "fp32"), 0.5, 0.25, len(images)) for one in batch
+                BatchResult(EngineResult(one[0], (0,), ((one,),), ("block",), "torch", "fp32"), 0.5, 0.25, len(images))
+                for one in batch
             ]
 
         return await cache.find(keys, compute, reuse)
@@ -287,7 +288,7 @@ async def test_nobody_waits_for_who_leaves_no_trace() -> None:
 # What tells two questions apart ---------------------------------------------------------------------------------------------
 
 OTHER: dict[str, Any] = {
-    "classes": (3,), "best": 2, "versus": 0, "method": "layercam", "layers": ("stem",), "tuning": MethodParameters(seed=2),
+    "classes": (3,), "best": 2, "versus": 0, "method": "layercam", "layers": ("stem",), "parameters": MethodParameters(seed=2),
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from service.engine.network import Network
-from service.engine.types import EngineResult, EngineRequest
+from service.engine.types import EngineRequest, EngineResult
 from service.errors import (
     CamserveError,
     ClassNotFound,
@@ -28,15 +28,15 @@ from service.errors import (
     ParameterInvalid,
     UnsupportedImageType,
 )
-from service.explain.results import Encoded, ImageInput
 from service.explain.options import Options
+from service.explain.results import Encoded, ImageInput
 from tests import images as make
 from tests.explain.world import World, world
 
 pytestmark = pytest.mark.anyio
 
-PICTURE = make.save(make.scene(96, 48), "PNG")
-BROKEN = PICTURE[:200]
+IMAGE = make.save(make.scene(96, 48), "PNG")
+BROKEN = IMAGE[:200]
 SOON_S = 0.2
 PATIENCE_S = 10.0
 
@@ -70,16 +70,16 @@ def batches(monkeypatch: pytest.MonkeyPatch, before: Callable[[], object] = lamb
 
 
 async def array(small: World, **options: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-    document = (await small.explain(PICTURE, delivery="npy", **options)).document
+    document = (await small.explain(IMAGE, delivery="npy", **options)).document
     assert document is not None
     return np.asarray(np.load(io.BytesIO(document.data), allow_pickle=False), np.float32)
 
 
 async def test_class_zero_is_a_class(small: World) -> None:
-    (image,) = (await small.explain(PICTURE, class_id=0)).results
+    (image,) = (await small.explain(IMAGE, class_id=0)).results
     (explanation,) = image.explanations
     assert (explanation.prediction.class_id, explanation.prediction.label) == (0, "class 0")
-    (by_name,) = (await small.explain(PICTURE, class_name="class 0")).results
+    (by_name,) = (await small.explain(IMAGE, class_name="class 0")).results
     assert by_name.explanations == image.explanations
     best = image.predictions[0].class_id
     assert best != 0
@@ -87,7 +87,7 @@ async def test_class_zero_is_a_class(small: World) -> None:
 
 
 async def test_class_zero_to_contrast_with(small: World) -> None:
-    (image,) = (await small.explain(PICTURE, class_id=4, versus=0)).results
+    (image,) = (await small.explain(IMAGE, class_id=4, versus=0)).results
     versus = image.explanations[0].versus
     assert versus is not None
     assert versus.class_id == 0
@@ -97,22 +97,22 @@ async def test_class_zero_to_contrast_with(small: World) -> None:
 
 
 async def test_the_best_class_where_none_is_named(small: World) -> None:
-    (image,) = (await small.explain(PICTURE, top_k=3)).results
+    (image,) = (await small.explain(IMAGE, top_k=3)).results
     assert [one.prediction for one in image.explanations] == list(image.predictions)
     assert len(image.predictions) == 3
 
 
 async def test_predicting(small: World) -> None:
-    subject = ImageInput(PICTURE, Options().targets)
+    subject = ImageInput(IMAGE, Options().targets)
     answer = await small.explainer.predict([subject] * 3, Options(), asyncio.get_running_loop().time() + 30)
     assert len(answer.results) == answer.batch_size == 3
     assert not any(result.explanations for result in answer.results)
-    (alone,) = (await small.explain(PICTURE)).results
+    (alone,) = (await small.explain(IMAGE)).results
     assert answer.results[0].predictions[0].logit == pytest.approx(alone.predictions[0].logit, abs=1e-5)
 
 
 async def test_times_and_metrics(small: World) -> None:
-    answer = await small.explain(PICTURE, PICTURE)
+    answer = await small.explain(IMAGE, IMAGE)
     times = answer.timings
     assert 0 < times.decode + times.queue + times.infer + times.render <= times.total
     told = small.metrics.render()[0].decode()
@@ -145,7 +145,7 @@ async def test_one_document_for_one_explanation(small: World) -> None:
         await small.explain(BROKEN, BROKEN, delivery="jpeg")
     with pytest.raises(NotAcceptable, match="array"):
         await small.explain(BROKEN, BROKEN, delivery="npy")
-    assert (await small.explain(PICTURE, PICTURE, class_id="1,2", delivery="png", overlay_type="panel")).document
+    assert (await small.explain(IMAGE, IMAGE, class_id="1,2", delivery="png", overlay_type="panel")).document
 
 
 async def test_of_several_images_the_broken_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,12 +153,12 @@ async def test_of_several_images_the_broken_one_is_named(tmp_path: Path, monkeyp
     async with world(tmp_path, monkeypatch) as small:
         sizes.clear()
         with pytest.raises(ImageTruncated, match=r"^Image 2 of 3: "):
-            await small.explain(PICTURE, BROKEN, PICTURE)
+            await small.explain(IMAGE, BROKEN, IMAGE)
         with pytest.raises(UnsupportedImageType) as alone:
             await small.explain(b"a cat")
         assert "Image 1" not in alone.value.detail
         assert not sizes
-        await small.explain(PICTURE, PICTURE)
+        await small.explain(IMAGE, IMAGE)
         assert sizes == [2]
 
 
@@ -168,7 +168,7 @@ async def test_a_full_line_is_told_before_anything_is_decoded(
     async with world(tmp_path, monkeypatch, max_queue_size=2, max_images_per_request=2) as small:
         for _ in range(2):
             small.codecs.submit(gate.wait, PATIENCE_S)
-        decoding = asyncio.create_task(small.explain(PICTURE, PICTURE))  # waits for a codec thread
+        decoding = asyncio.create_task(small.explain(IMAGE, IMAGE))  # waits for a codec thread
         await asyncio.sleep(0)
         with pytest.raises(Overloaded) as refused:
             await small.explain(BROKEN)
@@ -184,9 +184,9 @@ async def test_too_late_while_decoding(small: World, gate: threading.Event) -> N
     for _ in range(2):
         small.codecs.submit(gate.wait, PATIENCE_S)
     with pytest.raises(DeadlineExceeded):
-        await small.explain(PICTURE, within_s=SOON_S)
+        await small.explain(IMAGE, within_s=SOON_S)
     gate.set()
-    assert (await small.explain(PICTURE)).results
+    assert (await small.explain(IMAGE)).results
 
 
 async def test_too_late_for_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: threading.Event) -> None:
@@ -196,12 +196,12 @@ async def test_too_late_for_the_network(tmp_path: Path, monkeypatch: pytest.Monk
         gate.clear()
         sizes.clear()
         with pytest.raises(DeadlineExceeded):
-            await small.explain(PICTURE, within_s=SOON_S)
+            await small.explain(IMAGE, within_s=SOON_S)
         assert sizes == [1]  # it was inside when its time was up
         with pytest.raises(DeadlineExceeded):
-            await small.explain(PICTURE, PICTURE, within_s=SOON_S)
+            await small.explain(IMAGE, IMAGE, within_s=SOON_S)
         gate.set()
-        assert (await small.explain(PICTURE)).results
+        assert (await small.explain(IMAGE)).results
         assert sizes == [1, 1]  # those whose time was up in the line never reached it
 
 
@@ -217,9 +217,9 @@ async def test_too_late_while_drawing(tmp_path: Path, monkeypatch: pytest.Monkey
     async with world(tmp_path, monkeypatch) as small:
         worlds.append(small)
         with pytest.raises(DeadlineExceeded):
-            await small.explain(PICTURE, within_s=SOON_S)
+            await small.explain(IMAGE, within_s=SOON_S)
         gate.set()
-        assert (await small.explain(PICTURE)).results
+        assert (await small.explain(IMAGE)).results
 
 
 async def test_a_deadline_that_has_passed_reaches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ async def test_a_deadline_that_has_passed_reaches_nothing(tmp_path: Path, monkey
     async with world(tmp_path, monkeypatch) as small:
         sizes.clear()
         with pytest.raises(DeadlineExceeded):
-            await small.explain(PICTURE, within_s=-1)
+            await small.explain(IMAGE, within_s=-1)
         assert not sizes
 
 
@@ -245,9 +245,9 @@ async def test_a_network_that_fails_is_an_error_of_ours_for_this_request_alone(
     async with world(tmp_path, monkeypatch) as small:
         faults.append(True)
         with pytest.raises(EngineError) as failed:
-            await small.explain(PICTURE)
+            await small.explain(IMAGE)
         assert "CUDA" not in failed.value.detail
-        assert (await small.explain(PICTURE)).results
+        assert (await small.explain(IMAGE)).results
 
 
 async def test_who_is_cancelled_leaves_no_place_taken(
@@ -256,12 +256,12 @@ async def test_who_is_cancelled_leaves_no_place_taken(
     async with world(tmp_path, monkeypatch, max_queue_size=2, max_images_per_request=2) as small:
         for _ in range(2):
             small.codecs.submit(gate.wait, PATIENCE_S)
-        task = asyncio.create_task(small.explain(PICTURE, PICTURE))
+        task = asyncio.create_task(small.explain(IMAGE, IMAGE))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         gate.set()
-        assert len((await small.explain(PICTURE, PICTURE)).results) == 2
+        assert len((await small.explain(IMAGE, IMAGE)).results) == 2
 
 
 async def test_methods_are_told(small: World) -> None:
@@ -270,8 +270,8 @@ async def test_methods_are_told(small: World) -> None:
     assert "1610.02391" in told["gradcam"].paper
 
 
-async def test_a_picture_is_the_document(small: World) -> None:
-    answer = await small.explain(PICTURE, delivery="webp", size=64)
+async def test_a_image_is_the_document(small: World) -> None:
+    answer = await small.explain(IMAGE, delivery="webp", size=64)
     assert isinstance(answer.document, Encoded)
     assert (answer.document.media_type, answer.document.width, answer.document.height) == ("image/webp", 64, 32)
     assert answer.results[0].explanations[0].heatmap is None

@@ -15,18 +15,18 @@ import pytest
 from PIL import Image
 
 from service.engine.network import Network
-from service.engine.types import EngineResult, EngineRequest
+from service.engine.types import EngineRequest, EngineResult
 from service.errors import DeadlineExceeded, ImageTruncated, InferenceNonFinite, ParameterInvalid
-from service.explain.results import Answer, Delivery, ImageInput
 from service.explain.cache import CachePolicy
 from service.explain.options import Options
+from service.explain.results import Answer, Delivery, ImageInput
 from tests import images as make
 from tests.explain.world import World, world
 
 pytestmark = pytest.mark.anyio
 
 SCENE = make.scene(96, 48)
-PICTURE = make.save(SCENE, "PNG")
+IMAGE = make.save(SCENE, "PNG")
 JSON: Delivery = "json"
 
 # Everything that is decided after the network has spoken.
@@ -98,8 +98,8 @@ async def ask(small: World, *images: bytes, reuse: CachePolicy = "use", within_s
 
 @pytest.mark.parametrize("delivery", ["json", "png", "jpeg", "webp", "npy"])
 async def test_a_hit_is_the_same_answer_byte_for_byte(small: World, runs: Runs, delivery: Delivery) -> None:
-    first = await small.explain(PICTURE, delivery=delivery)
-    again = await small.explain(PICTURE, delivery=delivery)
+    first = await small.explain(IMAGE, delivery=delivery)
+    again = await small.explain(IMAGE, delivery=delivery)
     assert (first.cache, again.cache) == ("miss", "hit")
     assert told(first) == told(again)
     assert runs.images == 1
@@ -113,56 +113,56 @@ async def test_however_it_is_drawn_the_network_runs_once(
 ) -> None:
     """And drawing leaves no trace in what is remembered: the last answer is still that of a service without memory."""
     classes: dict[str, Any] = {"class_id": "4,2,0"}
-    drawn = [told(await small.explain(PICTURE, **classes, **options)) for options in DRAWN]
+    drawn = [told(await small.explain(IMAGE, **classes, **options)) for options in DRAWN]
     assert runs.images == 1
     assert len({repr(one) for one in drawn}) == len(DRAWN), "every one of them shows"
-    backwards = [told(await small.explain(PICTURE, **classes, **options)) for options in reversed(DRAWN)]
+    backwards = [told(await small.explain(IMAGE, **classes, **options)) for options in reversed(DRAWN)]
     assert backwards == drawn[::-1]
     (tmp_path / "without").mkdir()
     async with world(tmp_path / "without", monkeypatch) as forgetful:
-        assert [told(await forgetful.explain(PICTURE, **classes, **options)) for options in DRAWN] == drawn
+        assert [told(await forgetful.explain(IMAGE, **classes, **options)) for options in DRAWN] == drawn
     assert 'camserve_cache_requests_total{result="miss"} 1.0' in small.metrics.render()[0].decode()
     assert f'camserve_cache_requests_total{{result="hit"}} {2 * len(DRAWN) - 1}.0' in small.metrics.render()[0].decode()
 
 
 async def test_nothing_is_taken_for_something_else(small: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is asked with all the others remembered, and answered as a service without memory does."""
-    answers = [await small.explain(PICTURE, **options) for options in ({}, *ASKED)]
+    answers = [await small.explain(IMAGE, **options) for options in ({}, *ASKED)]
     assert {answer.cache for answer in answers} == {"miss"}
-    again = [await small.explain(PICTURE, **options) for options in ({}, *ASKED)]
+    again = [await small.explain(IMAGE, **options) for options in ({}, *ASKED)]
     assert {answer.cache for answer in again} == {"hit"}
     (tmp_path / "without").mkdir()
     async with world(tmp_path / "without", monkeypatch) as forgetful:
         for options, one, other in zip(({}, *ASKED), answers, again, strict=True):
-            assert told(one) == told(other) == told(await forgetful.explain(PICTURE, **options)), options
+            assert told(one) == told(other) == told(await forgetful.explain(IMAGE, **options)), options
 
 
-async def test_a_pixel_makes_another_picture(small: World) -> None:
+async def test_a_pixel_makes_another_image(small: World) -> None:
     pixels = np.asarray(SCENE).copy()
     pixels[20, 40, 0] ^= 1
     other = make.save(Image.fromarray(pixels), "PNG")
-    one, two = await ask(small, PICTURE), await ask(small, other)
+    one, two = await ask(small, IMAGE), await ask(small, other)
     assert (one.cache, two.cache) == ("miss", "miss")
     assert one.results[0].image.sha256 != two.results[0].image.sha256
 
 
 async def test_of_several_images_only_those_unknown_are_computed(small: World, runs: Runs) -> None:
-    pictures = [make.save(make.scene(96, 48 + 8 * number), "PNG") for number in range(4)]
-    alone = [await ask(small, one) for one in pictures[:2]]
+    images = [make.save(make.scene(96, 48 + 8 * number), "PNG") for number in range(4)]
+    alone = [await ask(small, one) for one in images[:2]]
     runs.images = 0
-    together = await ask(small, *pictures)
+    together = await ask(small, *images)
     assert (together.cache, runs.images) == ("miss", 2)
     assert together.batch_size in {1, 2}
     assert [result.image.height for result in together.results] == [48, 56, 64, 72]
     assert [one.results[0] for one in alone] == list(together.results[:2])
-    again = await ask(small, *reversed(pictures))
+    again = await ask(small, *reversed(images))
     assert (again.cache, runs.images) == ("hit", 2)
     assert again.results == together.results[::-1]
 
 
 async def test_at_once_it_is_computed_once(small: World, runs: Runs) -> None:
     runs.gate.clear()
-    callers = [asyncio.create_task(small.explain(PICTURE, alpha=0.1 + 0.02 * number, overlay=True)) for number in range(20)]
+    callers = [asyncio.create_task(small.explain(IMAGE, alpha=0.1 + 0.02 * number, overlay=True)) for number in range(20)]
     await asyncio.to_thread(runs.begun.wait, 10)
     await asyncio.sleep(0.2)
     runs.gate.set()
@@ -178,37 +178,37 @@ async def test_at_once_it_is_computed_once(small: World, runs: Runs) -> None:
 async def test_who_leaves_or_is_late_is_not_missed(small: World, runs: Runs) -> None:
     runs.gate.clear()
     runs.begun.clear()
-    late = asyncio.create_task(ask(small, PICTURE, within_s=0.3))
+    late = asyncio.create_task(ask(small, IMAGE, within_s=0.3))
     await asyncio.to_thread(runs.begun.wait, 10)
-    patient = asyncio.create_task(ask(small, PICTURE))
+    patient = asyncio.create_task(ask(small, IMAGE))
     with pytest.raises(DeadlineExceeded):
         await late
     runs.gate.set()
     assert (await patient).cache == "miss"
     assert runs.images == 2
-    assert (await ask(small, PICTURE)).cache == "hit"
+    assert (await ask(small, IMAGE)).cache == "hit"
 
 
 async def test_a_failure_is_not_remembered(small: World, runs: Runs) -> None:
     runs.failures.append(InferenceNonFinite("The network's numbers are not finite."))
     with pytest.raises(InferenceNonFinite):
-        await ask(small, PICTURE)
-    assert (await ask(small, PICTURE)).cache == "miss"
-    assert (await ask(small, PICTURE)).cache == "hit"
+        await ask(small, IMAGE)
+    assert (await ask(small, IMAGE)).cache == "miss"
+    assert (await ask(small, IMAGE)).cache == "hit"
 
 
 async def test_asked_anew_and_without_a_trace(small: World, runs: Runs) -> None:
-    secret = await ask(small, PICTURE, reuse="off")
+    secret = await ask(small, IMAGE, reuse="off")
     assert (secret.cache, runs.images) == ("miss", 1)
-    assert (await ask(small, PICTURE)).cache == "miss"
-    assert ((await ask(small, PICTURE, reuse="renew")).cache, runs.images) == ("miss", 3)
-    assert ((await ask(small, PICTURE)).cache, runs.images) == ("hit", 3)
+    assert (await ask(small, IMAGE)).cache == "miss"
+    assert ((await ask(small, IMAGE, reuse="renew")).cache, runs.images) == ("miss", 3)
+    assert ((await ask(small, IMAGE)).cache, runs.images) == ("hit", 3)
 
 
 async def test_without_memory_there_is_nothing_to_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs) -> None:
     async with world(tmp_path, monkeypatch) as forgetful:
         runs.images = 0
-        assert [(await ask(forgetful, PICTURE)).cache for _ in range(3)] == [None] * 3
+        assert [(await ask(forgetful, IMAGE)).cache for _ in range(3)] == [None] * 3
         assert runs.images == 3
         assert "camserve_cache_requests_total{" not in forgetful.metrics.render()[0].decode()
 
@@ -216,28 +216,28 @@ async def test_without_memory_there_is_nothing_to_tell(tmp_path: Path, monkeypat
 async def test_predictions_are_remembered_for_themselves(small: World, runs: Runs) -> None:
     async def predict(**options: Any) -> Answer:
         asked = Options(**options)
-        return await small.explainer.predict([ImageInput(PICTURE, asked.targets)], asked, asyncio.get_running_loop().time() + 30)
+        return await small.explainer.predict([ImageInput(IMAGE, asked.targets)], asked, asyncio.get_running_loop().time() + 30)
 
     first, again = await predict(), await predict(top_k=3, method="rise", samples=9)
     assert (first.cache, again.cache, runs.images) == ("miss", "hit", 1)
     assert again.results[0].predictions == first.results[0].predictions[:3]
     assert not again.results[0].explanations
-    assert (await ask(small, PICTURE)).cache == "miss"
+    assert (await ask(small, IMAGE)).cache == "miss"
 
 
-async def test_a_known_picture_is_still_checked(small: World) -> None:
-    await ask(small, PICTURE)
+async def test_a_known_image_is_still_checked(small: World) -> None:
+    await ask(small, IMAGE)
     with pytest.raises(ImageTruncated):
-        await ask(small, PICTURE, PICTURE[:200])
+        await ask(small, IMAGE, IMAGE[:200])
     with pytest.raises(ParameterInvalid, match="size"):
-        await ask(small, PICTURE, size=16384)
+        await ask(small, IMAGE, size=16384)
     with pytest.raises(DeadlineExceeded):
-        await ask(small, PICTURE, within_s=-1)
+        await ask(small, IMAGE, within_s=-1)
 
 
 async def test_a_measured_answer_takes_its_maps_from_memory(small: World, runs: Runs) -> None:
-    first = await ask(small, PICTURE, class_id=2)
-    measured = await ask(small, PICTURE, class_id=2, evaluate=True)
+    first = await ask(small, IMAGE, class_id=2)
+    measured = await ask(small, IMAGE, class_id=2, evaluate=True)
     assert (measured.cache, runs.images) == ("hit", 1)
     (plain,), (full,) = first.results[0].explanations, measured.results[0].explanations
     assert full.evaluation is not None
@@ -247,37 +247,37 @@ async def test_a_measured_answer_takes_its_maps_from_memory(small: World, runs: 
 async def test_layers_are_looked_into_every_time(small: World) -> None:
     for _ in range(2):
         deadline = asyncio.get_running_loop().time() + 30
-        assert (await small.explainer.inspect([ImageInput(PICTURE, Options().targets)], Options(), JSON, deadline)).cache is None
+        assert (await small.explainer.inspect([ImageInput(IMAGE, Options().targets)], Options(), JSON, deadline)).cache is None
 
 
 async def test_an_unloaded_model_takes_its_memory_along(small: World) -> None:
-    await ask(small, PICTURE)
+    await ask(small, IMAGE)
     assert small.registry.get("tiny").cache.nbytes > 0
     assert 'camserve_cache_bytes{model="tiny"} 0.0' not in small.metrics.render()[0].decode()
     await small.registry.unload("tiny")
     assert 'camserve_cache_bytes{model="tiny"} 0.0' in small.metrics.render()[0].decode()
     await small.registry.load("tiny")
-    assert (await ask(small, PICTURE)).cache == "miss"
+    assert (await ask(small, IMAGE)).cache == "miss"
 
 
 async def test_it_keeps_as_many_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs) -> None:
-    pictures = [make.save(make.scene(64, 40 + number), "PNG") for number in range(6)]
+    images = [make.save(make.scene(64, 40 + number), "PNG") for number in range(6)]
     async with world(tmp_path, monkeypatch, cache_entries=4) as small:
-        for one in pictures:
+        for one in images:
             await ask(small, one)
         cache = small.registry.get(None).cache
         assert len(cache) == 4
-        assert [(await ask(small, one)).cache for one in (pictures[5], pictures[2], pictures[0])] == ["hit", "hit", "miss"]
+        assert [(await ask(small, one)).cache for one in (images[5], images[2], images[0])] == ["hit", "hit", "miss"]
 
 
 async def test_a_hit_does_not_enter_the_line(small: World, runs: Runs) -> None:
-    await ask(small, PICTURE)
+    await ask(small, IMAGE)
     runs.gate.clear()
     runs.begun.clear()
     other = make.save(make.scene(64, 64), "PNG")
     waiting = asyncio.create_task(ask(small, other))
     await asyncio.to_thread(runs.begun.wait, 10)
-    assert (await ask(small, PICTURE, color_map="viridis", overlay=True)).cache == "hit"  # while the network is busy
+    assert (await ask(small, IMAGE, color_map="viridis", overlay=True)).cache == "hit"  # while the network is busy
     assert not waiting.done()
     runs.gate.set()
     assert (await waiting).cache == "miss"
@@ -285,7 +285,7 @@ async def test_a_hit_does_not_enter_the_line(small: World, runs: Runs) -> None:
 
 async def test_a_long_method_is_shared_too(small: World, runs: Runs) -> None:
     asked: dict[str, Any] = {"method": "rise", "samples": 64, "class_id": 3}
-    one, two = await asyncio.gather(ask(small, PICTURE, **asked), ask(small, PICTURE, **asked, polarity="both"))
+    one, two = await asyncio.gather(ask(small, IMAGE, **asked), ask(small, IMAGE, **asked, polarity="both"))
     assert {one.cache, two.cache} == {"miss", "coalesced"}
     assert runs.images == 1
-    assert (await ask(small, PICTURE, **asked)).cache == "hit"
+    assert (await ask(small, IMAGE, **asked)).cache == "hit"

@@ -11,7 +11,7 @@ import pytest
 from service.engine.cards.card import Card
 from service.engine.device import Device
 from service.errors import ClassNotFound, ConfigurationError, ParameterInvalid
-from service.explain.model import Model, ClassScores, ClassSelection
+from service.explain.model import ClassScores, ClassSelection, Model
 from service.explain.options import Targets
 from service.telemetry import Metrics
 from tests.cards import write_card

@@ -12,10 +12,10 @@ import pytest
 
 from service.errors import ImageTooManyPixels, ImageTruncated, ParameterInvalid
 from service.explain import preprocess
-from service.explain.results import Delivery, ImageInfo
-from service.explain.model import Model, ClassSelection
+from service.explain.model import ClassSelection, Model
 from service.explain.options import Fit, Options
 from service.explain.preprocess import MAX_DRAWN_PIXELS, MAX_LISTED_VALUES, Canvas, PreparedImage, Size, check_effort, see
+from service.explain.results import Delivery, ImageInfo
 from service.imaging.decode import DecodedImage
 from service.imaging.headers import Limits
 from tests import images as make
@@ -32,9 +32,9 @@ def seen(model: Model) -> PreparedImage:
 
 
 def claiming(seen: PreparedImage, width: int, height: int) -> PreparedImage:
-    """As if the picture were so large; its pixels take no memory."""
+    """As if the image were so large; its pixels take no memory."""
     rgb = np.broadcast_to(np.uint8(0), (height, width, 3))
-    return replace(seen, picture=DecodedImage(rgb, "png", width, height))
+    return replace(seen, image=DecodedImage(rgb, "png", width, height))
 
 
 def test_what_is_said_of_an_image(seen: PreparedImage) -> None:
@@ -56,7 +56,7 @@ def test_every_fit(model: Model, fit: Fit, region: tuple[int, int, int, int], sh
     assert found.pixels.dtype == np.uint8
 
 
-def test_the_model_says_how_a_picture_fits_where_nobody_else_does(model: Model) -> None:
+def test_the_model_says_how_a_image_fits_where_nobody_else_does(model: Model) -> None:
     padding = copy.copy(model)
     padding.fit = "pad"
     top, *_, bottom = see(DATA, LIMITS, padding, None).pixels
@@ -70,8 +70,8 @@ def test_a_broken_file(model: Model) -> None:
         see(DATA[:100], LIMITS, model, None)
 
 
-def test_a_network_is_not_given_a_picture_of_any_size(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seeing, "MAX_NATIVE_PIXELS", 96 * 48)
+def test_a_network_is_not_given_a_image_of_any_size(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocess, "MAX_NATIVE_PIXELS", 96 * 48)
     assert see(DATA, LIMITS, model, "native").pixels.shape == (48, 96, 3)
     larger = make.save(make.scene(96, 49), "PNG")
     with pytest.raises(ImageTooManyPixels, match="at most 4608 pixels; this one has 4704"):
@@ -117,7 +117,7 @@ def test_a_jpeg_is_decoded_as_large_as_it_is_needed(model: Model, drawn: Size | 
     data = make.save(make.scene(400, 300), "JPEG")
     found = see(data, LIMITS, model, fit, drawn)
     whole = see(data, LIMITS, model, fit)
-    assert (found.picture.shrunk, found.info, found.placement) == (shrunk, whole.info, whole.placement)
+    assert (found.image.shrunk, found.info, found.placement) == (shrunk, whole.info, whole.placement)
     assert np.abs(found.pixels.astype(int) - whole.pixels).mean() < 1
     for size in (drawn or "input", 64):
         canvas, same = Canvas.of(found, size), Canvas.of(whole, size)
@@ -126,7 +126,7 @@ def test_a_jpeg_is_decoded_as_large_as_it_is_needed(model: Model, drawn: Size | 
         assert np.abs(canvas.rgb.astype(int) - same.rgb).mean() < 2
 
 
-def test_padding_is_no_part_of_the_picture(model: Model) -> None:
+def test_padding_is_no_part_of_the_image(model: Model) -> None:
     canvas = Canvas.of(see(DATA, LIMITS, model, "pad"), "input")
     assert canvas.region == (0, 8, 32, 24)
     laid = canvas.spread(np.ones((SIDE, SIDE), np.float32))

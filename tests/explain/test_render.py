@@ -1,4 +1,4 @@
-"""From a network's maps to pictures and arrays: every encoding tells the same, signs are kept, several become one."""
+"""From a network's maps to images and arrays: every encoding tells the same, signs are kept, several become one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.engine.types import EngineResult
-from service.explain.results import Delivery, Encoded
-from service.explain.render import RenderedImage, document, draw
-from service.explain.model import Model, ClassSelection
+from service.explain.model import ClassSelection, Model
 from service.explain.options import Options
 from service.explain.preprocess import PreparedImage, see
+from service.explain.render import RenderedImage, document, draw
+from service.explain.results import Delivery, Encoded
 from service.imaging.headers import Limits
 from tests import images as make
 
@@ -122,14 +122,14 @@ def test_the_overlay_comes_beside_the_heatmap_where_it_is_asked_for(drawn: Draw)
 
 
 @pytest.mark.parametrize("media", ["png", "jpeg", "webp"])
-def test_one_picture_is_the_whole_document(drawn: Draw, media: Delivery) -> None:
+def test_one_image_is_the_whole_document(drawn: Draw, media: Delivery) -> None:
     options = {"overlay_type": "none", "color_map": "none", "size": "input"}
     one = drawn(ramp(0, 1), delivery=media, **options)
     whole = document([one], Options(**options), media)
-    picture = opened(whole)
-    assert picture.shape == (32, 32, 3)
-    assert picture[0, 0].max() < 30
-    assert picture[-1, -1].min() > 225
+    image = opened(whole)
+    assert image.shape == (32, 32, 3)
+    assert image[0, 0].max() < 30
+    assert image[-1, -1].min() > 225
     assert one.result.explanations[0].heatmap is None
 
 

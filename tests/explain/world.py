@@ -17,11 +17,11 @@ from service.engine.cards.card import Card
 from service.engine.device import Device
 from service.engine.network import Network
 from service.engine.runtimes import TORCH_FP32, RuntimeOptions
-from service.explain.results import Answer, Delivery, ImageInput
 from service.explain.explainer import Explainer
 from service.explain.model import Model
 from service.explain.options import Options
 from service.explain.registry import Registry
+from service.explain.results import Answer, Delivery, ImageInput
 from service.settings import Settings
 from service.telemetry import Metrics
 from tests.cards import CLASSES, write_card

@@ -14,7 +14,7 @@ from service.engine.device import give_back
 from service.engine.network import Network
 from service.engine.runtimes import TORCH_FP32, RuntimeOptions
 from service.engine.runtimes.precision import photographs
-from service.engine.types import EngineResult, EngineRequest
+from service.engine.types import EngineRequest, EngineResult
 from service.settings import Settings
 from tests.conftest import running
 from tests.networks import VIT_SIDE, known, network
@@ -45,7 +45,9 @@ def outcomes(net: Network, works: list[EngineRequest]) -> list[EngineResult]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_float32_is_the_cpu_s(name: str) -> None:
     size = NETWORKS[name][1]
-    works = [EngineRequest(picture, classes=(1, 281), method=method) for picture in photographs(size, size)[:2] for method in METHODS]
+    works = [
+        EngineRequest(image, classes=(1, 281), method=method) for image in photographs(size, size)[:2] for method in METHODS
+    ]
     for one, other in zip(outcomes(on("cpu", name), works), outcomes(on("cuda", name), works), strict=True):
         np.testing.assert_allclose(other.logits, one.logits, rtol=0, atol=1e-3 * np.abs(one.logits).max())
         for grids, own in zip(one.maps, other.maps, strict=True):
@@ -56,7 +58,7 @@ def test_float32_is_the_cpu_s(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bfloat16_is_like_it(name: str) -> None:
     size = NETWORKS[name][1]
-    works = [EngineRequest(picture, classes=(281,)) for picture in photographs(size, size)]
+    works = [EngineRequest(image, classes=(281,)) for image in photographs(size, size)]
     fast = on("cuda", name, RuntimeOptions("torch", "bf16"))
     assert fast.precision == "bf16"
     for one, other in zip(outcomes(on("cpu", name), works), outcomes(fast, works), strict=True):

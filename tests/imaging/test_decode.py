@@ -27,10 +27,10 @@ LIMITS = Limits()
 @pytest.mark.parametrize("case", CATALOGUE, ids=str)
 def test_catalogue(case: Case) -> None:
     if case.status == 200:
-        picture = decode(case.data(), LIMITS)
-        assert picture.rgb.dtype == np.uint8
-        assert picture.rgb.shape[2] == 3
-        assert picture.rgb.flags.c_contiguous
+        image = decode(case.data(), LIMITS)
+        assert image.rgb.dtype == np.uint8
+        assert image.rgb.shape[2] == 3
+        assert image.rgb.flags.c_contiguous
         return
     with pytest.raises(ImageError) as caught:
         decode(case.data(), LIMITS)
@@ -41,11 +41,11 @@ def test_catalogue(case: Case) -> None:
 
 @pytest.mark.parametrize("odd", ODD, ids=str)
 def test_odd_files_are_read_as_a_person_sees_them(odd: Odd) -> None:
-    picture = decode(odd.data(), LIMITS)
+    image = decode(odd.data(), LIMITS)
 
     expected = odd.expected()
-    assert picture.rgb.shape == expected.shape
-    assert np.abs(picture.rgb.astype(int) - expected).mean() <= odd.tolerance
+    assert image.rgb.shape == expected.shape
+    assert np.abs(image.rgb.astype(int) - expected).mean() <= odd.tolerance
 
 
 def test_progressive_is_as_baseline() -> None:
@@ -55,7 +55,7 @@ def test_progressive_is_as_baseline() -> None:
     assert np.abs(difference).max() <= 1
 
 
-def test_formats_are_told_by_bytes_and_a_multi_picture_file_is_a_jpeg() -> None:
+def test_formats_are_told_by_bytes_and_a_multi_image_file_is_a_jpeg() -> None:
     for kind, name in (("JPEG", "jpeg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif")):
         assert decode(make.save(make.scene(), kind), LIMITS).format == name
     mpo = next(odd for odd in ODD if odd.id == "H55")
@@ -76,7 +76,7 @@ def valid() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", valid())
-def test_no_cut_is_ever_half_a_picture(name: str) -> None:
+def test_no_cut_is_ever_half_a_image(name: str) -> None:
     """Every file ends where its format says, so a cut anywhere is a cut."""
     data = valid()[name]
     for length in [*range(1, 60), *np.linspace(60, len(data) - 1, 40).astype(int)]:
@@ -175,8 +175,8 @@ def test_many_threads_decode_alike() -> None:
         return [decode(data, LIMITS).rgb for data in files]
 
     with ThreadPoolExecutor(4) as pool:
-        for pictures in pool.map(all_of_them, range(4)):
-            for expected, got in zip(alone, pictures, strict=True):
+        for images in pool.map(all_of_them, range(4)):
+            for expected, got in zip(alone, images, strict=True):
                 np.testing.assert_array_equal(got, expected)
 
 

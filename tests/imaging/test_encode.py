@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import NotAcceptable
-from service.imaging.encode import Media, encode_grey, encode_npy, encode_image
+from service.imaging.encode import Media, encode_grey, encode_image, encode_npy
 from service.imaging.png import encode_png
 
 SIDES = st.integers(1, 40)
@@ -47,10 +47,10 @@ def test_png_comes_back_to_the_bit(pixels: NDArray[Any]) -> None:
 
 
 def test_png_takes_slices_and_read_only_views() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
-    picture.setflags(write=False)
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    image.setflags(write=False)
 
-    np.testing.assert_array_equal(np.asarray(opened(encode_png(picture[::-1, 3:20]))), picture[::-1, 3:20])
+    np.testing.assert_array_equal(np.asarray(opened(encode_png(image[::-1, 3:20]))), image[::-1, 3:20])
 
 
 def test_png_is_no_larger_than_opencvs_fast_setting(photo: NDArray[np.uint8]) -> None:
@@ -66,7 +66,7 @@ def test_png_refuses_other_arrays(pixels: NDArray[Any]) -> None:
 
 
 @pytest.mark.parametrize("media", ["png", "jpeg", "webp"])
-def test_pictures_are_of_the_media_asked_for_and_alike(media: Media, photo: NDArray[np.uint8]) -> None:
+def test_images_are_of_the_media_asked_for_and_alike(media: Media, photo: NDArray[np.uint8]) -> None:
 
     read = opened(encode_image(photo, media))
 

@@ -1,4 +1,4 @@
-"""Crops against torchvision and timm, and the way back from the input to the picture."""
+"""Crops against torchvision and timm, and the way back from the input to the image."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_crop_is_timms(size: tuple[int, int]) -> None:
     assert difference.mean() < 0.01
 
 
-def test_crop_larger_than_the_resized_picture_is_centred_in_fill() -> None:
+def test_crop_larger_than_the_resized_image_is_centred_in_fill() -> None:
     rgb = photo(100, 60)
     spec = InputSpec(80, 80, 60, "bilinear")
 
@@ -93,7 +93,7 @@ def test_pad_keeps_the_shape_and_centres_it() -> None:
     assert not (got[16:48] == FILL).all(axis=2).any()
 
 
-def test_native_is_the_picture_itself() -> None:
+def test_native_is_the_image_itself() -> None:
     rgb, spec = photo(53, 37), InputSpec(32, 32, 36, "bicubic")
     placement = place(53, 37, spec, "native")
 
@@ -123,7 +123,7 @@ def test_spread_puts_a_crop_where_it_was_and_zero_elsewhere() -> None:
     assert not drawn[:, 30:].any()
 
 
-def test_spread_leaves_out_the_margins_of_a_padded_picture() -> None:
+def test_spread_leaves_out_the_margins_of_a_padded_image() -> None:
     placement = place(80, 40, InputSpec(64, 64, None, "bilinear"), "pad")
     values = np.zeros((64, 64), np.float32)
     values[16:48] = 0.5
@@ -134,8 +134,8 @@ def test_spread_leaves_out_the_margins_of_a_padded_picture() -> None:
     assert (drawn == 0.5).all()
 
 
-def test_a_spot_is_drawn_where_it_lies_in_the_picture() -> None:
-    """One bright pixel of the picture, through the input and back: the way there and the way back agree."""
+def test_a_spot_is_drawn_where_it_lies_in_the_image() -> None:
+    """One bright pixel of the image, through the input and back: the way there and the way back agree."""
     rgb = np.zeros((300, 451, 3), np.uint8)
     rgb[200:210, 150:160] = 255
     spec = InputSpec(224, 224, 256, "bilinear")

@@ -92,7 +92,7 @@ def test_bounds_are_inclusive(width: int, height: int, error: type[ImageError] |
             read_header(data, limits)
 
 
-def test_a_thumbnails_scans_are_not_the_pictures() -> None:
+def test_a_thumbnails_scans_are_not_the_images() -> None:
     data = make.with_exif(make.jpeg(), make.exif(1) + make.scans(90, 64, 64))
 
     assert read_header(data, Limits(max_scans=1)).width == 48

@@ -14,7 +14,7 @@ PART = (5, 2, 25, 18)
 
 
 @pytest.fixture
-def picture() -> NDArray[np.uint8]:
+def image() -> NDArray[np.uint8]:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     pixels.setflags(write=False)
     return pixels
@@ -26,7 +26,7 @@ def shades() -> NDArray[np.float32]:
 
 
 def draw(
-    picture: NDArray[np.uint8],
+    image: NDArray[np.uint8],
     shades: NDArray[np.float32],
     *,
     kind: OverlayType = "original",
@@ -35,72 +35,72 @@ def draw(
     alpha: float = 0.5,
     signed: bool = False,
 ) -> NDArray[np.uint8]:
-    drawn = compose(picture, shades, region=region, color_map=color_map, alpha=alpha, overlay_type=kind, signed=signed)
+    drawn = compose(image, shades, region=region, color_map=color_map, alpha=alpha, overlay_type=kind, signed=signed)
     assert drawn.dtype == np.uint8
-    assert drawn.shape == picture.shape
+    assert drawn.shape == image.shape
     assert drawn.flags.c_contiguous
     return drawn
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
-def test_original_is_the_weighted_mean(picture: NDArray[np.uint8], shades: NDArray[np.float32], alpha: float) -> None:
+def test_original_is_the_weighted_mean(image: NDArray[np.uint8], shades: NDArray[np.float32], alpha: float) -> None:
     heat = colors.colorize(shades, "viridis", signed=False).astype(float)
 
-    drawn = draw(picture, shades, color_map="viridis", alpha=alpha)
+    drawn = draw(image, shades, color_map="viridis", alpha=alpha)
 
-    np.testing.assert_allclose(drawn, (1 - alpha) * picture + alpha * heat, atol=0.5001)
+    np.testing.assert_allclose(drawn, (1 - alpha) * image + alpha * heat, atol=0.5001)
 
 
-def test_beyond_the_region_the_picture_is_only_dimmed(picture: NDArray[np.uint8], shades: NDArray[np.float32]) -> None:
-    whole, part = draw(picture, shades), draw(picture, shades, region=PART)
+def test_beyond_the_region_the_image_is_only_dimmed(image: NDArray[np.uint8], shades: NDArray[np.float32]) -> None:
+    whole, part = draw(image, shades), draw(image, shades, region=PART)
 
     np.testing.assert_array_equal(part[2:18, 5:25], whole[2:18, 5:25])
-    np.testing.assert_allclose(part[:, :5], 0.4 * picture[:, :5], atol=0.5001)
-    np.testing.assert_allclose(part[18:], 0.4 * picture[18:], atol=0.5001)
+    np.testing.assert_allclose(part[:, :5], 0.4 * image[:, :5], atol=0.5001)
+    np.testing.assert_allclose(part[18:], 0.4 * image[18:], atol=0.5001)
 
 
-def test_grayscale_takes_the_pictures_colour_away(picture: NDArray[np.uint8], shades: NDArray[np.float32]) -> None:
-    drawn = draw(picture, shades, kind="grayscale", alpha=0)
+def test_grayscale_takes_the_images_colour_away(image: NDArray[np.uint8], shades: NDArray[np.float32]) -> None:
+    drawn = draw(image, shades, kind="grayscale", alpha=0)
 
     np.testing.assert_array_equal(drawn[:, :, 0], drawn[:, :, 1])
-    np.testing.assert_allclose(drawn[:, :, 0], picture @ [0.299, 0.587, 0.114], atol=1)
+    np.testing.assert_allclose(drawn[:, :, 0], image @ [0.299, 0.587, 0.114], atol=1)
 
 
-def test_mask_black_shows_the_picture_where_the_map_is_hot(picture: NDArray[np.uint8]) -> None:
+def test_mask_black_shows_the_image_where_the_map_is_hot(image: NDArray[np.uint8]) -> None:
     shades = np.zeros((20, 30), np.float32)
     shades[:, 10:] = 1
 
-    drawn = draw(picture, shades, kind="mask_black", region=PART)
+    drawn = draw(image, shades, kind="mask_black", region=PART)
 
-    np.testing.assert_array_equal(drawn[2:18, 10:25], picture[2:18, 10:25])
+    np.testing.assert_array_equal(drawn[2:18, 10:25], image[2:18, 10:25])
     assert not drawn[:, :10].any()
     assert not drawn[:, 25:].any()
 
 
-def test_mask_black_of_a_signed_map_goes_by_magnitude(picture: NDArray[np.uint8]) -> None:
-    drawn = draw(picture, np.full((20, 30), -1, np.float32), kind="mask_black", signed=True)
+def test_mask_black_of_a_signed_map_goes_by_magnitude(image: NDArray[np.uint8]) -> None:
+    drawn = draw(image, np.full((20, 30), -1, np.float32), kind="mask_black", signed=True)
 
-    np.testing.assert_array_equal(drawn, picture)
+    np.testing.assert_array_equal(drawn, image)
 
 
-def test_none_is_the_heatmap_alone(picture: NDArray[np.uint8], shades: NDArray[np.float32]) -> None:
-    drawn = draw(picture, shades, kind="none", region=PART)
+def test_none_is_the_heatmap_alone(image: NDArray[np.uint8], shades: NDArray[np.float32]) -> None:
+    drawn = draw(image, shades, kind="none", region=PART)
 
     np.testing.assert_array_equal(drawn[2:18, 5:25], colors.colorize(shades, "jet", signed=False)[2:18, 5:25])
     assert not drawn[:2].any()
 
 
-def test_defaults_are_jet_and_blue_white_red(picture: NDArray[np.uint8]) -> None:
+def test_defaults_are_jet_and_blue_white_red(image: NDArray[np.uint8]) -> None:
     hot, against = np.ones((20, 30), np.float32), np.full((20, 30), -1, np.float32)
 
-    np.testing.assert_array_equal(draw(picture, hot, alpha=1)[0, 0], colors.lut("jet")[255])
-    np.testing.assert_array_equal(draw(picture, against, alpha=1, signed=True)[0, 0], colors.lut("diverging")[0])
+    np.testing.assert_array_equal(draw(image, hot, alpha=1)[0, 0], colors.lut("jet")[255])
+    np.testing.assert_array_equal(draw(image, against, alpha=1, signed=True)[0, 0], colors.lut("diverging")[0])
 
 
 @pytest.mark.parametrize("kind", get_args(OverlayType))
-def test_the_picture_given_is_left_alone(picture: NDArray[np.uint8], shades: NDArray[np.float32], kind: OverlayType) -> None:
-    before = picture.copy()
+def test_the_image_given_is_left_alone(image: NDArray[np.uint8], shades: NDArray[np.float32], kind: OverlayType) -> None:
+    before = image.copy()
 
-    draw(picture, shades, kind=kind, region=PART)
+    draw(image, shades, kind=kind, region=PART)
 
-    np.testing.assert_array_equal(picture, before)
+    np.testing.assert_array_equal(image, before)

@@ -1,4 +1,4 @@
-"""The contact sheet's layout: pictures where they belong, text on white, and a bound on its size."""
+"""The contact sheet's layout: images where they belong, text on white, and a bound on its size."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def pixels_of(sheet: NDArray[np.uint8], color: tuple[int, int, int]) -> tuple[ND
     return rows, columns
 
 
-def test_picture_heatmap_and_overlay_stand_side_by_side_at_their_own_size() -> None:
+def test_image_heatmap_and_overlay_stand_side_by_side_at_their_own_size() -> None:
     sheet = contact_sheet([row()])
 
     places = [pixels_of(sheet, color) for color in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
@@ -36,7 +36,7 @@ def test_rows_stand_one_above_the_other() -> None:
     assert len(pixels_of(three, (200, 0, 0))[0]) == 3 * 300 * 200
 
 
-def test_caption_is_dark_on_white_above_its_pictures() -> None:
+def test_caption_is_dark_on_white_above_its_images() -> None:
     sheet, bare = contact_sheet([row()]), contact_sheet([row(caption="", note="")])
     top = pixels_of(sheet, (200, 0, 0))[0].min()
 
@@ -67,7 +67,7 @@ def test_colour_bar_shows_the_maps_ends() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(8, 8), (8, 800), (800, 8), (4000, 3000), (31, 47)])
-def test_odd_pictures_are_brought_into_a_readable_size(width: int, height: int) -> None:
+def test_odd_images_are_brought_into_a_readable_size(width: int, height: int) -> None:
     sheet = contact_sheet([row(width, height)])
 
     assert 3 * 240 < sheet.shape[1] < 3 * 850

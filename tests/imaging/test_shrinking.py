@@ -1,4 +1,4 @@
-"""Large pictures made small, by the JPEG decoder and before the network's own resize: what changes, and what must not."""
+"""Large images made small, by the JPEG decoder and before the network's own resize: what changes, and what must not."""
 
 import numpy as np
 import pytest
@@ -29,20 +29,20 @@ def averaged(rgb: NDArray[np.uint8], factor: int) -> NDArray[np.float64]:
     ("spare", "factor"), [(0.2, 1), (1, 1), (1.9, 1), (2, 2), (3.9, 2), (4, 4), (7.9, 4), (8, 8), (1000, 8)]
 )
 def test_as_small_as_is_allowed(spare: float, factor: int) -> None:
-    picture = shrunk(make.save(make.scene(403, 301), "JPEG"), spare)
-    assert (picture.shrunk, picture.width, picture.height) == (factor, 403, 301)
-    assert picture.rgb.shape == (-(-301 // factor), -(-403 // factor), 3)
+    image = shrunk(make.save(make.scene(403, 301), "JPEG"), spare)
+    assert (image.shrunk, image.width, image.height) == (factor, 403, 301)
+    assert image.rgb.shape == (-(-301 // factor), -(-403 // factor), 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
 def test_other_formats_come_whole(kind: str) -> None:
-    picture = shrunk(make.save(make.scene(64, 48), kind), 8)
-    assert (picture.shrunk, picture.rgb.shape) == (1, (48, 64, 3))
+    image = shrunk(make.save(make.scene(64, 48), kind), 8)
+    assert (image.shrunk, image.rgb.shape) == (1, (48, 64, 3))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_same_picture_upright(mode: str, orientation: int) -> None:
+def test_the_same_image_upright(mode: str, orientation: int) -> None:
     scene = make.scene(96, 64)
     stored = Image.fromarray(make.stored(orientation, scene)).convert(mode)
     data = make.with_exif(make.save(stored, "JPEG", quality=95), make.exif(orientation))
@@ -53,7 +53,7 @@ def test_the_same_picture_upright(mode: str, orientation: int) -> None:
     assert np.abs(small.rgb - averaged(decode(data, LIMITS).rgb, 4)).mean() < 3
 
 
-def test_a_turned_picture_comes_whole_where_a_pixel_would_be_cut() -> None:
+def test_a_turned_image_comes_whole_where_a_pixel_would_be_cut() -> None:
     turned = make.with_exif(make.save(make.scene(403, 300), "JPEG"), make.exif(6))
     assert shrunk(turned, 8).shrunk == 1
     even = make.with_exif(make.save(make.scene(404, 300), "JPEG"), make.exif(6))

@@ -19,7 +19,7 @@ LOSSY = 3.0  # mean absolute difference in levels that JPEG at quality 92 may ma
 
 @dataclass(frozen=True)
 class Odd:
-    """A file, the picture in it and how far off it may be: mean absolute difference in levels, 0 is to the bit."""
+    """A file, the image in it and how far off it may be: mean absolute difference in levels, 0 is to the bit."""
 
     id: str
     name: str

@@ -30,7 +30,7 @@ def _gif_frame_in_canvas(*, transparent: bool) -> bytes:
     return data[:6] + struct.pack("<HH", 60, 50) + data[10:at] + b"," + struct.pack("<HH", 4, 6) + data[at + 5 :]
 
 
-def _gif_picture(*, transparent: bool) -> Pixels:
+def _gif_image(*, transparent: bool) -> Pixels:
     canvas = np.full((50, 60, 3), 255, np.uint8)
     inside = np.asarray(_quantized().convert("RGB")).copy()
     if transparent:
@@ -57,7 +57,7 @@ def files() -> Iterator[Odd]:
     for see in (False, True):
         yield from exact(
             "H52",
-            partial(_gif_picture, transparent=see),
+            partial(_gif_image, transparent=see),
             **{f"gif_frame_in_canvas_{see}": partial(_gif_frame_in_canvas, transparent=see)},
         )
     frames = [Image.fromarray(white())]

@@ -1,4 +1,4 @@
-"""JPEG files that are easy to misread: colour models, orientation, metadata and what lies behind the picture."""
+"""JPEG files that are easy to misread: colour models, orientation, metadata and what lies behind the image."""
 
 from __future__ import annotations
 

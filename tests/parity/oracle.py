@@ -124,7 +124,7 @@ def library(
     whole = ready(module)
     targets = [whole.get_submodule(layer) for layer in layers]
     with functional(), released(), method(model=whole, target_layers=targets, reshape_transform=reshape) as cam:
-        # Gradients with respect to the picture: those of the parameters cost as much again and nobody looks at them.
+        # Gradients with respect to the image: those of the parameters cost as much again and nobody looks at them.
         maps: Maps = cam(input_tensor=images.clone().requires_grad_(), **asked)
     return maps
 

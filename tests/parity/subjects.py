@@ -1,4 +1,4 @@
-"""The nine networks of the oracle matrix: the same seeded weights and pictures for the service and for the other libraries."""
+"""The nine networks of the oracle matrix: the same seeded weights and images for the service and for the other libraries."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.sources import LoadedNetwork, Preprocessing
-from service.engine.types import EngineResult, MethodParameters, EngineRequest
+from service.engine.types import EngineRequest, EngineResult, MethodParameters
 from service.imaging.heatmap import Polarity, render_maps
-from tests.engine.methods.probing import normalised, picture
+from tests.engine.methods.probing import normalised, random_image
 from tests.networks import VIT_SIDE, known
 from tests.parity.oracle import Maps, channels_last, tokens
 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """Where a network is explained, for which class, and of what pictures.
+    """Where a network is explained, for which class, and of what images.
 
     Attributes:
         size: (height, width) of its input.
@@ -47,19 +47,23 @@ class ImageInput:
         loaded = LoadedNetwork(self.module, preprocessing, "sha256:test")
         return Network(self.name.rpartition(":")[2], loaded, (self.layer,), torch.device("cpu"))
 
-    def pictures(self, *seeds: int) -> list[NDArray[np.uint8]]:
+    def random_images(self, *seeds: int) -> list[NDArray[np.uint8]]:
         height, width = self.size
-        return [np.ascontiguousarray(picture(max(self.size), seed)[:height, :width]) for seed in seeds or (7,)]
+        return [np.ascontiguousarray(random_image(max(self.size), seed)[:height, :width]) for seed in seeds or (7,)]
 
     def images(self, *seeds: int) -> Tensor:
-        """What the network sees of `pictures`: ``[n, 3, h, w]``."""
-        return torch.cat([normalised(pixels) for pixels in self.pictures(*seeds)])
+        """What the network sees of `images`: ``[n, 3, h, w]``."""
+        return torch.cat([normalised(pixels) for pixels in self.random_images(*seeds)])
 
-    def explained(self, method: str, *seeds: int, best: int = 0, layers: tuple[str, ...] = (), **parameters: Any) -> list[EngineResult]:
-        """What the service says of each picture: of the subject's class, or of so many of the best."""
+    def explained(
+        self, method: str, *seeds: int, best: int = 0, layers: tuple[str, ...] = (), **parameters: Any
+    ) -> list[EngineResult]:
+        """What the service says of each image: of the subject's class, or of so many of the best."""
         classes = () if best else (self.class_id,)
         tuned = METHODS[method].resolve_parameters(MethodParameters(**parameters))
-        works = [EngineRequest(p, classes, best, method=method, layers=layers, parameters=tuned) for p in self.pictures(*seeds)]
+        works = [
+            EngineRequest(p, classes, best, method=method, layers=layers, parameters=tuned) for p in self.random_images(*seeds)
+        ]
         found = []
         for outcome in self.network.run(works):
             assert isinstance(outcome, EngineResult), outcome
@@ -67,7 +71,7 @@ class ImageInput:
         return found
 
     def raw(self, method: str, **asked: Any) -> Tensor:
-        """The one signed map of one picture, as the method gives it."""
+        """The one signed map of one image, as the method gives it."""
         (outcome,) = self.explained(method, **asked)
         return torch.from_numpy(outcome.maps[0][0])
 
@@ -97,7 +101,7 @@ WIDE = {
         ImageInput("vit_b_16", "encoder.layers.encoder_layer_11.ln_1", (VIT_SIDE, VIT_SIDE), tokens(1, PATCHES, PATCHES)),
     )
 }
-# For methods that ask a network often. What is compared is arithmetic, which does not know how large a picture is.
+# For methods that ask a network often. What is compared is arithmetic, which does not know how large an image is.
 SMALL = {
     name: replace(subject, size=subject.size if name == "vit_b_16" else (64, 64), class_id=281)
     for name, subject in WIDE.items()

@@ -45,7 +45,7 @@ class Zeroing(AblationLayer):  # type: ignore[misc]  # the library has no types
 
 @contextmanager
 def once(module: nn.Module) -> Iterator[None]:
-    """Computes what lies before the ablated layer for one row: all of a batch are the same picture until then."""
+    """Computes what lies before the ablated layer for one row: all of a batch are the same image until then."""
     handle = module.register_forward_pre_hook(lambda _, inputs: (inputs[0][:1],))
     try:
         yield

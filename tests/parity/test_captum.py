@@ -1,4 +1,4 @@
-"""The oracle matrix: input gradients and occlusion against captum. The same weights and pictures.
+"""The oracle matrix: input gradients and occlusion against captum. The same weights and images.
 
 Where captum draws at random it is asked about the very points that were drawn here. The figures are differences relative to the
 peak of captum's map; the contract is 1e-4.

@@ -1,8 +1,8 @@
-"""The default against pytorch-grad-cam 1.5: the same seeded weights, four pictures, four classes, one batch.
+"""The default against pytorch-grad-cam 1.5: the same seeded weights, four images, four classes, one batch.
 
 The maps are those a client gets: min-max scaled at the network's input size. The contract is 1e-4 and the same hottest cell.
 A rectifier whose input is zero but for rounding may let the gradient through on one side alone, and the maps of layers before
-it then differ by a hundredth; these pictures have none.
+it then differ by a hundredth; these images have none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from service.engine.network import Network
-from service.engine.types import EngineResult, EngineRequest
+from service.engine.types import EngineRequest, EngineResult
 from service.imaging.heatmap import render_maps
 from tests.networks import known, network
 from tests.parity.oracle import library
@@ -39,8 +39,8 @@ FUSED = {"resnet18": ("layer2", "layer3", "layer4"), "densenet121": ("features.d
 
 
 @functools.cache
-def pictures(size: int = SIZE) -> NDArray[np.uint8]:
-    """Smooth blobs and noise: pictures on which random networks still disagree from place to place."""
+def random_images(size: int = SIZE) -> NDArray[np.uint8]:
+    """Smooth blobs and noise: images on which random networks still disagree from place to place."""
     random = np.random.default_rng(7)
     coarse = torch.from_numpy(random.uniform(0, 255, (4, 3, 7, 7)))
     smooth = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").permute(0, 2, 3, 1).numpy()
@@ -54,12 +54,12 @@ def ours(name: str) -> Network:
 
 def theirs(name: str, layers: tuple[str, ...]) -> NDArray[np.float32]:
     # The same arithmetic as the engine's: deep random networks make much of the last bit of their input.
-    batch: Tensor = (torch.from_numpy(pictures()).permute(0, 3, 1, 2).float() - 127.5) / 127.5
+    batch: Tensor = (torch.from_numpy(random_images()).permute(0, 3, 1, 2).float() - 127.5) / 127.5
     return library(GradCAM, known(name), layers, batch, targets=[ClassifierOutputTarget(c) for c in CLASSES])
 
 
 def rendered(name: str, layers: tuple[str, ...]) -> NDArray[np.float32]:
-    works = [EngineRequest(image, classes=(c,), layers=layers) for image, c in zip(pictures(), CLASSES, strict=True)]
+    works = [EngineRequest(image, classes=(c,), layers=layers) for image, c in zip(random_images(), CLASSES, strict=True)]
     maps = []
     for outcome in ours(name).run(works):
         assert isinstance(outcome, EngineResult)

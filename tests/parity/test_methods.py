@@ -1,6 +1,6 @@
 """The oracle matrix: class activation maps that pytorch-grad-cam 1.5 has too, on every kind of network.
 
-The same seeded weights, two pictures, one class; the maps a client gets, min-max scaled at the network's input size, which is
+The same seeded weights, two images, one class; the maps a client gets, min-max scaled at the network's input size, which is
 not square. The figures are the largest differences; the contract is 1e-4. Where the service follows another convention (the
 docstring of the method says so) the library is asked by its own means to follow it too, and the table says so.
 """

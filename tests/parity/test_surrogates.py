@@ -13,8 +13,8 @@ from captum.attr import KernelShap, Lime
 from captum.attr._core.lime import get_exp_kernel_similarity_function
 from torch import Tensor
 
-from service.engine.methods.surrogate import Coalitions, coalitions
 from service.engine.methods.superpixels import superpixels
+from service.engine.methods.surrogate import Coalitions, coalitions
 from tests.parity.matrix import Record
 from tests.parity.oracle import hold_raw
 from tests.parity.subjects import SMALL, ImageInput
@@ -58,7 +58,7 @@ def test_lime(record_property: Record, subject: ImageInput) -> None:
     oracle = Lime(
         subject.module,
         interpretable_model=SkLearnLinearModel("linear_model.Ridge", alpha=1.0),
-        # captum's own would compare pictures, the authors' lime_image compares coalitions.
+        # captum's own would compare images, the authors' lime_image compares coalitions.
         similarity_func=lambda _, __, z, **___: kernel(torch.ones_like(z), z, None),
         perturb_func=given(shown),
     )

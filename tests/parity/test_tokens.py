@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from service.engine.network import Network
 from service.engine.sources import LoadedNetwork, Preprocessing
-from service.engine.types import EngineResult, EngineRequest
+from service.engine.types import EngineRequest, EngineResult
 from service.imaging.heatmap import render_maps
 from tests.networks import seeded
 from tests.parity.oracle import channels_last, library, tokens
@@ -68,16 +68,16 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], str, Callabl
 def test_equals_pytorch_grad_cam_with_a_reshape(name: str) -> None:
     build, size, layer, reshape = NETWORKS[name]
     module = seeded(build)
-    pictures = np.random.default_rng(3).integers(0, 256, (len(CLASSES), *size, 3), np.uint8)
+    images = np.random.default_rng(3).integers(0, 256, (len(CLASSES), *size, 3), np.uint8)
     preprocessing = Preprocessing(*size, min(size), "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     ours = Network("test", LoadedNetwork(module, preprocessing, "sha256:test"), (), torch.device("cpu"))
     assert ours.default_layers == (layer,)
     found = []
-    for outcome in ours.run([EngineRequest(image, classes=(c,)) for image, c in zip(pictures, CLASSES, strict=True)]):
+    for outcome in ours.run([EngineRequest(image, classes=(c,)) for image, c in zip(images, CLASSES, strict=True)]):
         assert isinstance(outcome, EngineResult)
         (heatmap,) = render_maps(outcome.maps, polarity="positive", scale="minmax", input_size=size)
         found.append(heatmap.values)
-    batch = (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() - 127.5) / 127.5
+    batch = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127.5) / 127.5
     expected = library(GradCAM, module, [layer], batch, reshape, targets=[ClassifierOutputTarget(c) for c in CLASSES])
     assert np.std(found) > 0.01, "blank maps would agree with anything"
     np.testing.assert_allclose(np.stack(found), expected, atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""Seed 0: ResNet-50, the class "brown bear, grizzly" (295), picture | map | overlay; then a ViT's attention to its class token,
+"""Seed 0: ResNet-50, the class "brown bear, grizzly" (295), image | map | overlay; then a ViT's attention to its class token,
 the mean over heads of the first block, in inferno at 0.6.
 """
 
@@ -24,7 +24,7 @@ def test_grad_cam_of_layer4_for_the_bear_side_by_side(gallery: Running) -> None:
     assert panel.width > 3 * 224
 
 
-def test_attention_of_a_vision_transformer_over_the_picture(gallery: Running) -> None:
+def test_attention_of_a_vision_transformer_over_the_image(gallery: Running) -> None:
     url = f"{gallery.url}/models/vit_b_16/explain?method=attention&block=0&toward=to_class&head_fusion=mean&fit=squash"
     response = httpx.post(f"{url}&heatmap=npy", content=COFFEE.data, timeout=120)
     assert response.status_code == 200, response.text
@@ -33,9 +33,9 @@ def test_attention_of_a_vision_transformer_over_the_picture(gallery: Running) ->
     assert 0 < found["raw_max"] < 1  # a part of the attention
     overlay = httpx.post(f"{url}&color_map=inferno&alpha=0.6&format=png", content=COFFEE.data, timeout=120)
     assert overlay.status_code == 200, overlay.text
-    picture = Image.open(io.BytesIO(overlay.content))
-    assert picture.size == (COFFEE.width, COFFEE.height)
+    image = Image.open(io.BytesIO(overlay.content))
+    assert image.size == (COFFEE.width, COFFEE.height)
     plain = np.asarray(Image.open(COFFEE.path), np.float32)
-    heat = (np.asarray(picture, np.float32) - 0.4 * plain) / 0.6  # what was blended in
+    heat = (np.asarray(image, np.float32) - 0.4 * plain) / 0.6  # what was blended in
     assert heat.min() > -2
     assert heat.max() < 257

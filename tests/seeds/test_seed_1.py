@@ -1,4 +1,4 @@
-"""Seed 1: one picture, its predicted class and then the classes 245, 281, 799, 918 and 537."""
+"""Seed 1: one image, its predicted class and then the classes 245, 281, 799, 918 and 537."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLASSES = (245, 281, 799, 918, 537)
 
 
 @pytest.mark.parametrize("model", ["efficientnet_lite0", "resnet50"])
-def test_the_predicted_class_and_others_of_one_picture(gallery: Running, model: str) -> None:
+def test_the_predicted_class_and_others_of_one_image(gallery: Running, model: str) -> None:
     best = httpx.post(f"{gallery.url}/models/{model}/explain", content=CHELSEA.data, timeout=120).json()["results"][0]
     assert best["explanations"][0]["class_id"] == best["predictions"][0]["class_id"]
 

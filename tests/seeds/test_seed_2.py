@@ -1,4 +1,4 @@
-"""Seed 2: VGG-16, its last features layer, class 243, jet at 0.5: picture, heatmap and overlay side by side."""
+"""Seed 2: VGG-16, its last features layer, class 243, jet at 0.5: image, heatmap and overlay side by side."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Seed 3: Xception at 299x299, the ten best classes with WordNet ids, then the classes 99, 211, 281, 285, 515 and 0, with the
-picture at 0.6 and the heat at 0.4.
+image at 0.6 and the heat at 0.4.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def test_ten_best_classes_with_their_wordnet_ids(gallery: Running) -> None:
     assert probabilities == sorted(probabilities, reverse=True)
 
 
-def test_six_classes_over_the_picture(gallery: Running) -> None:
+def test_six_classes_over_the_image(gallery: Running) -> None:
     fields = {"class_id": ",".join(map(str, CLASSES)), "alpha": "0.4", "overlay": "true", "fit": "squash", "heatmap": "none"}
     response = httpx.post(f"{gallery.url}/models/xception/explain", files={"image": CHELSEA.data}, data=fields, timeout=120)
     assert response.status_code == 200, response.text

@@ -1,4 +1,4 @@
-"""Seed 4: ResNet-50 on a picture of 400x400 at its own size, layers 1 to 4 looked into, classes by their names, viridis at 0.6,
+"""Seed 4: ResNet-50 on an image of 400x400 at its own size, layers 1 to 4 looked into, classes by their names, viridis at 0.6,
 and the exercise: a loop over all images of a folder.
 """
 
@@ -50,10 +50,10 @@ def test_classes_by_name_in_viridis(gallery: Running, front: bytes, name: str, c
     response = httpx.post(url, files={"image": front}, data=options, timeout=300)
     assert response.status_code == 200, response.text
     assert response.headers["x-explain-class-id"] == str(class_id)
-    picture = Image.open(io.BytesIO(response.content))
-    assert picture.size == (400, 400)
+    image = Image.open(io.BytesIO(response.content))
+    assert image.size == (400, 400)
     plain = np.asarray(Image.open(io.BytesIO(front)), np.float32)
-    heat = (np.asarray(picture, np.float32) - 0.4 * plain) / 0.6
+    heat = (np.asarray(image, np.float32) - 0.4 * plain) / 0.6
     assert -2 < heat.min() <= heat.max() < 257
     answer = httpx.post(url, files={"image": front}, data=options | {"format": "json"}, timeout=300).json()
     assert answer["results"][0]["explanations"][0]["region"] == [0, 0, 400, 400]

@@ -112,10 +112,10 @@ class Labels(_Table):
 
 
 class Preprocess(_Table):
-    """How a picture becomes the network's input; what is left out comes from the source's own metadata.
+    """How an image becomes the network's input; what is left out comes from the source's own metadata.
 
     `resize`: short side in pixels before the centre crop. `crop`: side of the network's square input, or [height, width].
-    `mean`, `std`: per channel, for values 0..1; of one value each for a network that takes grey pictures, [N, 1, h, w].
+    `mean`, `std`: per channel, for values 0..1; of one value each for a network that takes grey images, [N, 1, h, w].
     """
 
     resize: int | None = Field(None, ge=8, le=4096)

@@ -1,4 +1,4 @@
-"""How faithful a map is to the network: what becomes of a class when the picture loses, or gains, what the map shows first.
+"""How faithful a map is to the network: what becomes of a class when the image loses, or gains, what the map shows first.
 
 Every figure stands beside the same figure of a random map, as coarse as the map itself, and of a bump in the centre: alone none
 of them can be read. Nothing here knows how a map was made.
@@ -28,7 +28,7 @@ PASSES_PER_MAP: Final = 2 * (STEPS + 1) + 2 * len(ROAD_PERCENT) + 1
 
 @dataclass(frozen=True)
 class Stages(Sequence[Tensor]):
-    """A picture as it turns into another, pixel by pixel; each stage is made only when it is looked at.
+    """An image as it turns into another, pixel by pixel; each stage is made only when it is looked at.
 
     Attributes:
         before, after: float ``[C, H, W]``.
@@ -59,10 +59,10 @@ class Stages(Sequence[Tensor]):
 
 
 def evaluate(probe: Probe, asked: EvaluationRequest) -> tuple[Evaluation, ...]:
-    """Measures one map for each class of a picture.
+    """Measures one map for each class of an image.
 
     Args:
-        probe: asks the whole network about the picture; its class is not looked at.
+        probe: asks the whole network about the image; its class is not looked at.
         asked: classes and maps; of a map only its order counts, but for the average drop, which multiplies with its positive
             part over its peak.
 
@@ -150,7 +150,7 @@ def order(heat: Tensor) -> Tensor:
 def random_map(size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Uniform noise on the grid, brought to the size as a map would be: float ``[H, W]``, 0..1.
 
-    Noise of single pixels would be no fair opponent of a coarse map: it destroys any picture at once.
+    Noise of single pixels would be no fair opponent of a coarse map: it destroys any image at once.
     """
     noise = torch.rand((1, 1, *grid), generator=torch.Generator().manual_seed(SEED))
     return functional.interpolate(noise, size, mode="bilinear", align_corners=False)[0, 0]
@@ -163,7 +163,7 @@ def center_map(size: tuple[int, int]) -> Tensor:
 
 
 def blurred(image: Tensor) -> Tensor:
-    """A picture, float ``[C, H, W]``, under a Gaussian of kernel 11 and sigma 5, as RISE begins its insertion."""
+    """An image, float ``[C, H, W]``, under a Gaussian of kernel 11 and sigma 5, as RISE begins its insertion."""
     bell = _bell(BLUR_KERNEL, BLUR_KERNEL // 2, BLUR_SIGMA).to(image)
     bell = bell / bell.sum()
     channels, half = len(image), BLUR_KERNEL // 2

@@ -34,35 +34,35 @@ def impute(image: Tensor, removed: Tensor) -> Tensor:
         Float ``[n, C, H, W]`` on the image's device; 0 where nothing is left to guess from.
     """
     # On the CPU, where OpenCV takes a hundredth of what the same sweeps take as many small tensor operations.
-    picture = image.permute(1, 2, 0).float().cpu().numpy()
-    noise = np.random.default_rng(SEED).normal(0, NOISE, picture.shape).astype(np.float32)
+    pixels = image.permute(1, 2, 0).float().cpu().numpy()
+    noise = np.random.default_rng(SEED).normal(0, NOISE, pixels.shape).astype(np.float32)
     filled = []
     for gone in removed.cpu().numpy():
-        made_up = _solved(np.where(gone[..., None], np.float32(0), picture), gone) + noise
-        filled.append(np.where(gone[..., None], made_up, picture))
+        made_up = _solved(np.where(gone[..., None], np.float32(0), pixels), gone) + noise
+        filled.append(np.where(gone[..., None], made_up, pixels))
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).to(image)
 
 
-def _solved(picture: Values, gone: NDArray[np.bool_]) -> Values:
-    """The picture, float32 ``[H, W, C]``, with the pixels that are gone close to the means of their neighbours."""
+def _solved(image: Values, gone: NDArray[np.bool_]) -> Values:
+    """The image, float32 ``[H, W, C]``, with the pixels that are gone close to the means of their neighbours."""
     if not gone.any() or gone.all():
-        return picture
-    height, width, _ = picture.shape
+        return image
+    height, width, _ = image.shape
     half = ((width + 1) // 2, (height + 1) // 2)
     weight = _resized((~gone).astype(np.float32), half, cv2.INTER_AREA)
-    coarse = np.asarray(_resized(picture, half, cv2.INTER_AREA) / np.where(weight > 0, weight, 1), np.float32)
+    coarse = np.asarray(_resized(image, half, cv2.INTER_AREA) / np.where(weight > 0, weight, 1), np.float32)
     guess = _resized(_solved(coarse, weight[..., 0] == 0), (width, height), cv2.INTER_LINEAR)
     place = gone[..., None]
-    solved = np.where(place, guess, picture)
-    share = _means(np.ones_like(picture))  # fewer neighbours at the border
+    solved = np.where(place, guess, image)
+    share = _means(np.ones_like(image))  # fewer neighbours at the border
     for _ in range(SWEEPS):
         np.copyto(solved, _means(solved) / share, where=place)
     return solved
 
 
-def _means(picture: Values) -> Values:
-    summed = cv2.filter2D(picture, -1, NEIGHBOURS, borderType=cv2.BORDER_CONSTANT)
-    return np.asarray(summed, np.float32).reshape(picture.shape)
+def _means(image: Values) -> Values:
+    summed = cv2.filter2D(image, -1, NEIGHBOURS, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(summed, np.float32).reshape(image.shape)
 
 
 def _resized(values: Values, size: tuple[int, int], interpolation: int) -> Values:

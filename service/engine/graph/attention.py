@@ -21,7 +21,7 @@ from service.errors import MethodNotApplicable
 
 @dataclass(frozen=True)
 class AttentionPass:
-    """What one pass of one picture showed.
+    """What one pass of one image showed.
 
     Attributes:
         logits: ``[1, classes]``.
@@ -39,7 +39,7 @@ class AttentionGraph:
     """A network of attention blocks over one set of tokens.
 
     Attributes:
-        module: picture -> (logits, attention ``[N, heads, T, T]`` of each block, what each block hands on ``[N, T, K]``).
+        module: image -> (logits, attention ``[N, heads, T, T]`` of each block, what each block hands on ``[N, T, K]``).
         blocks: how many blocks.
         tokens: where the grid lies among the tokens.
         read: the tokens that the classifier reads (class, distillation); none where it reads the mean.
@@ -53,8 +53,8 @@ class AttentionGraph:
     head: Split | None
 
     def look(self, image: Tensor) -> AttentionPass:
-        """One pass of one picture ``[1, C, H, W]``; differentiable in the matrices where gradients are enabled."""
-        # The weights are frozen: it is the picture that makes autograd follow.
+        """One pass of one image ``[1, C, H, W]``; differentiable in the matrices where gradients are enabled."""
+        # The weights are frozen: it is the image that makes autograd follow.
         results = self.module(image.detach().requires_grad_() if torch.is_grad_enabled() else image)
         matrices = tuple(results[1 : 1 + self.blocks])
         return AttentionPass(results[0], matrices, tuple(results[1 + self.blocks :]))
@@ -98,7 +98,7 @@ def _made(network: NetworkGraph) -> AttentionGraph:
     # Behind the last block a pooling attention may follow, whose queries are no tokens.
     if not found or len(set(found.values())) > 1 or any(node not in found for node in attention if node < max(found)):
         raise MethodNotApplicable(
-            "method: this model's attention is not one over all places of the picture (it works in windows, on several grids, "
+            "method: this model's attention is not one over all places of the image (it works in windows, on several grids, "
             "or is written out by hand), so there is no matrix to show. Use a method that explains a layer, such as gradcam."
         )
     blocks = list(found)
@@ -117,7 +117,7 @@ def _made(network: NetworkGraph) -> AttentionGraph:
 
 
 def _over_tokens(network: NetworkGraph, node: fx.Node) -> Tokens | None:
-    """The tokens that attend to each other; None where they are not one set, of one picture."""
+    """The tokens that attend to each other; None where they are not one set, of one image."""
     if operation(node) != "scaled_dot_product_attention":
         return None
     arguments = _arguments(node)
@@ -125,8 +125,8 @@ def _over_tokens(network: NetworkGraph, node: fx.Node) -> Tokens | None:
     sides = {network.dimensions.get(side, (None, None))[-2] for side in (query, key)}
     (tokens, *others) = sides
     plain = not arguments["is_causal"] and not arguments["enable_gqa"]
-    one_picture = network.per_picture(query.meta["val"].shape[0]) == 1 and query.meta["val"].dim() == 4
-    return tokens if isinstance(tokens, Tokens) and not others and plain and one_picture else None
+    one_image = network.per_image(query.meta["val"].shape[0]) == 1 and query.meta["val"].dim() == 4
+    return tokens if isinstance(tokens, Tokens) and not others and plain and one_image else None
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def _is_sum(network: NetworkGraph, node: fx.Node, tokens: Tokens) -> bool:
-    """Whether a node is the sum of a residual stream: of two tensors that both come from the picture, token by token."""
+    """Whether a node is the sum of a residual stream: of two tensors that both come from the image, token by token."""
     dimensions = network.dimensions.get(node, ())
     both = [parent for parent in node.all_input_nodes if parent in network.dimensions]
     return operation(node) == "add" and len(both) == 2 and len(dimensions) == 3 and dimensions[1] == tokens

@@ -1,6 +1,6 @@
-"""What each dimension of each tensor in a graph means: followed from the picture on, not guessed from sizes.
+"""What each dimension of each tensor in a graph means: followed from the image on, not guessed from sizes.
 
-A picture enters as (batch, channels, rows, columns). A convolution keeps that order, a permutation moves it, a flattening turns
+An image enters as (batch, channels, rows, columns). A convolution keeps that order, a permutation moves it, a flattening turns
 rows x columns into tokens, a concatenation puts a class token before them. Sizes alone would mislead: a transformer of width
 256 with 16 x 16 patches has tensors whose tokens and channels are equally many.
 """
@@ -27,7 +27,7 @@ class Tokens:
 Dimension = Literal["batch", "channels", "rows", "columns"] | Tokens | None
 Dimensions = tuple[Dimension, ...]
 
-PICTURE: Dimensions = ("batch", "channels", "rows", "columns")
+IMAGE: Dimensions = ("batch", "channels", "rows", "columns")
 
 # Operations defined on [N, C, h, w] and on nothing else, where they are given four dimensions.
 GRID_OPERATIONS = {
@@ -51,9 +51,9 @@ def shape(node: Any) -> tuple[Any, ...] | None:
 class DimensionTracker:
     """Follows the axes through one graph."""
 
-    def __init__(self, image: fx.Node, per_picture: Callable[[Any], int]) -> None:
-        self._per_picture = per_picture
-        self._known: dict[fx.Node, Dimensions] = {image: PICTURE}
+    def __init__(self, image: fx.Node, per_image: Callable[[Any], int]) -> None:
+        self._per_image = per_image
+        self._known: dict[fx.Node, Dimensions] = {image: IMAGE}
 
     def follow(self, nodes: Iterable[fx.Node]) -> dict[fx.Node, Dimensions]:
         """Axes of every node of which something is known."""
@@ -75,8 +75,8 @@ class DimensionTracker:
         name, size = operation(node), shape(node)
         # Of several results (a batch norm's statistics) only the tensor has four dimensions.
         made_by = operation(node.args[0]) if name == "getitem" and isinstance(node.args[0], fx.Node) else name
-        if made_by in GRID_OPERATIONS and size is not None and len(size) == len(PICTURE):
-            return PICTURE if self._per_picture(size[0]) == 1 else None
+        if made_by in GRID_OPERATIONS and size is not None and len(size) == len(IMAGE):
+            return IMAGE if self._per_image(size[0]) == 1 else None
         if name in {"cat", "concat"}:
             return self._joined(node.args[0], _dim(node))  # type: ignore[arg-type]
         first = node.args[0] if node.args else None
@@ -135,7 +135,7 @@ class DimensionTracker:
         for index in at:
             symbolic = isinstance(sizes[index], torch.SymInt)
             batches += symbolic
-            number *= self._per_picture(sizes[index]) if symbolic else int(sizes[index])
+            number *= self._per_image(sizes[index]) if symbolic else int(sizes[index])
         return batches, number
 
 
@@ -258,7 +258,7 @@ def _lost(_node: fx.Node, _axes: Dimensions, _known: dict[fx.Node, Dimensions]) 
     return None
 
 
-Rule = Callable[[fx.Node, Dimensions, dict[fx.Node, Dimensions]], "Axes | None"]
+Rule = Callable[[fx.Node, Dimensions, dict[fx.Node, Dimensions]], "Dimensions | None"]
 
 REGROUPINGS = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"}
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from service.engine.graph.dimensions import Dimensions, DimensionTracker, operation, shape
 from service.engine.device import BUILD_LOCK
+from service.engine.graph.dimensions import Dimensions, DimensionTracker, operation, shape
 from service.engine.graph.functionalize import functionalize
 from service.engine.graph.layout import Layout, LayoutOverride, layout_of
 from service.engine.types import LayerInfo
@@ -52,12 +52,12 @@ class NetworkGraph:
     @functools.cached_property
     def dimensions(self) -> dict[fx.Node, Dimensions]:
         """What the dimensions of each node mean."""
-        return DimensionTracker(self.image, self.per_picture).follow(self.module.graph.nodes)
+        return DimensionTracker(self.image, self.per_image).follow(self.module.graph.nodes)
 
     def grid_of(self, node: fx.Node) -> tuple[Layout, int, tuple[int, int]] | None:
         """Layout, channels and (rows, columns) of a node that is a floating-point grid of more than one cell, else None."""
         value = node.meta.get("val")
-        if not isinstance(value, Tensor) or not value.is_floating_point() or self.per_picture(value.shape[0]) != 1:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or self.per_image(value.shape[0]) != 1:
             return None
         found = layout_of(self.dimensions.get(node, ()), (0, *map(int, value.shape[1:])))
         return found if found is not None and found[2][0] * found[2][1] > 1 else None
@@ -85,10 +85,10 @@ class NetworkGraph:
             ConfigurationError: a layer does not exist, or its sizes cannot be so.
         """
         nodes = self.layer_nodes()
-        picture = tuple(map(int, self.image.meta["val"].shape[2:]))
+        image = tuple(map(int, self.image.meta["val"].shape[2:]))
         for layer in layers:
             sizes = (shape(nodes[layer]) or ()) if layer in nodes else ()
-            dimensions = stated.dimensions((0, *map(int, sizes[1:])), (picture[0], picture[1]))
+            dimensions = stated.dimensions((0, *map(int, sizes[1:])), (image[0], image[1]))
             if dimensions is None:
                 raise ConfigurationError(
                     f"explain.layout: {layer} cannot be {stated.kind} with {stated.prefix} prefix tokens: its sizes are "
@@ -119,8 +119,8 @@ class NetworkGraph:
                 return names[read]
         return names[max(names)]
 
-    def per_picture(self, size: Any) -> int:
-        """How many entries of a dimension belong to one picture; 0 where the dimension does not count pictures.
+    def per_image(self, size: Any) -> int:
+        """How many entries of a dimension belong to one image; 0 where the dimension does not count images.
 
         Compares expressions, not numbers: a size that happens to equal the example batch's is not mistaken for it.
         """
@@ -130,7 +130,7 @@ class NetworkGraph:
 
 
 def export(name: str, module: nn.Module, input_shape: tuple[int, int, int]) -> NetworkGraph:
-    """Exports an eval-mode network for any batch of one picture size.
+    """Exports an eval-mode network for any batch of one image size.
 
     Args:
         name: the model's, for the message.
@@ -138,7 +138,7 @@ def export(name: str, module: nn.Module, input_shape: tuple[int, int, int]) -> N
         input_shape: (C, height, width).
 
     Raises:
-        ConfigurationError: the network cannot be exported, or does not map one batch of pictures to one batch of logits.
+        ConfigurationError: the network cannot be exported, or does not map one batch of images to one batch of logits.
     """
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     example = torch.zeros(2, *input_shape, device=device)
@@ -172,7 +172,7 @@ def _checked(name: str, exported: fx.GraphModule) -> NetworkGraph:
         results = results[0]
     value = results.meta.get("val") if isinstance(results, fx.Node) else None
     if len(images) != 1 or not isinstance(results, fx.Node) or not isinstance(value, Tensor) or value.dim() != 2:
-        raise ConfigurationError(f"card {name}: a classifier takes one picture tensor and gives one tensor [N, classes]")
+        raise ConfigurationError(f"card {name}: a classifier takes one image tensor and gives one tensor [N, classes]")
     batch = images[0].meta["val"].shape[0]
     if not isinstance(batch, torch.SymInt):
         raise ConfigurationError(f"card {name}: the network fixes its batch size to {batch}; it must take any batch")
@@ -216,5 +216,5 @@ def is_size(node: fx.Node) -> bool:
 
 
 def is_batch_size(node: fx.Node, image: fx.Node) -> bool:
-    """Whether a node reads the batch size off the picture tensor."""
+    """Whether a node reads the batch size off the image tensor."""
     return node.target in {torch.ops.aten.sym_size.int, operator.getitem} and node.args == (image, 0)

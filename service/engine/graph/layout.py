@@ -62,17 +62,17 @@ class LayoutOverride:
     kind: Kind
     prefix: int = 0
 
-    def dimensions(self, sizes: tuple[int, ...], picture: tuple[int, int]) -> Dimensions | None:
+    def dimensions(self, sizes: tuple[int, ...], image: tuple[int, int]) -> Dimensions | None:
         """The axes of activations of these sizes, None where they cannot be so.
 
         Args:
             sizes: of each dimension; that of the batch does not matter.
-            picture: (height, width) of the network's input; tokens are taken for a grid of square patches of it.
+            image: (height, width) of the network's input; tokens are taken for a grid of square patches of it.
         """
         if self.kind == "tokens" and len(sizes) == 3:
             cells = sizes[1] - self.prefix
-            rows = round(math.sqrt(max(cells, 1) * picture[0] / picture[1]))
-            fits = rows > 0 and cells % rows == 0 and rows * picture[1] == cells // rows * picture[0]
+            rows = round(math.sqrt(max(cells, 1) * image[0] / image[1]))
+            fits = rows > 0 and cells % rows == 0 and rows * image[1] == cells // rows * image[0]
             return ("batch", Tokens(rows, cells // rows, self.prefix), "channels") if fits else None
         if self.kind != "tokens" and len(sizes) == 4:
             nchw: Dimensions = ("batch", "channels", "rows", "columns")
@@ -84,7 +84,7 @@ def layout_of(dimensions: Dimensions, sizes: tuple[int, ...]) -> tuple[Layout, i
     """Layout, channels and grid of activations with these axes, or None where they are no grid of channels.
 
     Args:
-        axes: what each dimension means.
+        dimensions: what each dimension means.
         sizes: of each dimension; that of the batch does not matter.
     """
     if not dimensions or dimensions[0] != "batch":

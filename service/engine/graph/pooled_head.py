@@ -75,7 +75,7 @@ def pooled_head(head: fx.GraphModule) -> PooledHead | None:
 
 
 def _keeps(node: fx.Node, channels: int) -> bool:
-    """Whether a node gives the values that it takes, in order: one for each channel of each picture."""
+    """Whether a node gives the values that it takes, in order: one for each channel of each image."""
     shape: Any = node.meta["val"].shape if node.op == "call_function" else ()
     if len(shape) < 2 or shape[1] != channels or any(size != 1 for size in shape[2:]):
         return False

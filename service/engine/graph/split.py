@@ -1,8 +1,8 @@
 """Cuts an exported network in two at one or more layers: the trunk before, the head after.
 
-The trunk (picture -> activations, with whatever else crosses the cut) runs without autograd, however is fastest. The head
+The trunk (image -> activations, with whatever else crosses the cut) runs without autograd, however is fastest. The head
 (activations -> logits) runs under autograd on fresh leaves, so that an explanation costs hardly more than a prediction, and
-several classes of one picture share its trunk. Every node that does not depend on a cut layer belongs to the trunk; of these
+several classes of one image share its trunk. Every node that does not depend on a cut layer belongs to the trunk; of these
 the head needs the tensors that cross (a residual stream, say), sizes, which it works out again from its own rows, and
 constants.
 """
@@ -25,19 +25,19 @@ from service.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Crossing:
-    """How one value crosses the cut: `dim` is the dimension that counts pictures, None for what all pictures share."""
+    """How one value crosses the cut: `dim` is the dimension that counts images, None for what all images share."""
 
     dim: int | None
-    per_picture: int = 1
+    per_image: int = 1
 
     def select(self, value: Tensor, rows: Tensor) -> Tensor:
-        """The value for the head's rows: `rows` int64 ``[R]`` names the picture of each row."""
+        """The value for the head's rows: `rows` int64 ``[R]`` names the image of each row."""
         if self.dim is None:
             return value
-        if self.per_picture == 1:
+        if self.per_image == 1:
             return value.index_select(self.dim, rows)
         shape = list(value.shape)
-        parts = value.reshape(*shape[: self.dim], -1, self.per_picture, *shape[self.dim + 1 :])
+        parts = value.reshape(*shape[: self.dim], -1, self.per_image, *shape[self.dim + 1 :])
         return parts.index_select(self.dim, rows).flatten(self.dim, self.dim + 1)
 
 
@@ -64,7 +64,7 @@ class Split:
     pooled: PooledHead | None
 
     def enter(self, crossing: Sequence[Tensor], rows: Tensor | None) -> list[Tensor]:
-        """What the head takes: crossing values for `rows` (None: each picture once), activations as fresh leaves."""
+        """What the head takes: crossing values for `rows` (None: each image once), activations as fresh leaves."""
         values = list(crossing)
         if rows is not None:
             values = [how.select(value, rows) for how, value in zip(self.crossings, values, strict=True)]
@@ -81,7 +81,7 @@ def split(network: NetworkGraph, layers: Sequence[str]) -> Split:
         layers: module paths, each one of ``network.layers()``.
 
     Raises:
-        ConfigurationError: what crosses the cut cannot be repeated per picture.
+        ConfigurationError: what crosses the cut cannot be repeated per image.
     """
     nodes = network.layer_nodes()
     cut = {path: nodes[path] for path in layers}
@@ -155,12 +155,12 @@ def _extract(
 
 
 def _crossing(network: NetworkGraph, node: fx.Node) -> Crossing:
-    """Finds the dimension of a crossing tensor that counts pictures, or that counts a fixed number of parts of each."""
+    """Finds the dimension of a crossing tensor that counts images, or that counts a fixed number of parts of each."""
     value: Any = node.meta.get("val")
     if not isinstance(value, Tensor):
         raise ConfigurationError(f"layer: the network cannot be cut here: {node.name} is not a tensor")
     for dim, size in enumerate(value.shape):
-        per_picture = network.per_picture(size)
-        if per_picture:
-            return Crossing(dim, per_picture)
+        per_image = network.per_image(size)
+        if per_image:
+            return Crossing(dim, per_image)
     return Crossing(None)

@@ -1,4 +1,4 @@
-"""One network, exported for the picture sizes it meets and cut at the layers it is asked about. Thread-safe.
+"""One network, exported for the image sizes it meets and cut at the layers it is asked about. Thread-safe.
 
 Exporting takes seconds and cutting milliseconds; both are kept, a bounded number of them. All of it runs in torch, in float32.
 """
@@ -28,18 +28,23 @@ class SplitCache:
     """The graphs and cuts of one network.
 
     Attributes:
-        graph: at the card's own picture size.
+        graph: at the card's own image size.
     """
 
     def __init__(
-        self, name: str, module: nn.Module, channels: int, size: tuple[int, int], stated: tuple[Sequence[str], LayoutOverride] | None
+        self,
+        name: str,
+        module: nn.Module,
+        channels: int,
+        size: tuple[int, int],
+        stated: tuple[Sequence[str], LayoutOverride] | None,
     ) -> None:
         """Exports the network.
 
         Args:
             name: the model's, for messages.
             module: the network.
-            channels: of its pictures.
+            channels: of its images.
             size: (height, width) of the card's.
             stated: layers, and the layout that the card says they have.
 
@@ -57,14 +62,14 @@ class SplitCache:
         self.graph = self._exported(size)
 
     def at(self, size: tuple[int, int]) -> NetworkGraph:
-        """The network for this picture size; for the card's own size without waiting while another one is exported."""
+        """The network for this image size; for the card's own size without waiting while another one is exported."""
         if size == self._size:
             return self.graph
         with self._lock:
             return self._graph_for(size)
 
     def split(self, size: tuple[int, int], layers: tuple[str, ...]) -> Split:
-        """The network cut at these layers for this picture size."""
+        """The network cut at these layers for this image size."""
         with self._lock:
             return _kept(self._splits, KEPT_SPLITS, (size, layers), lambda: split(self._graph_for(size), layers))
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from service.engine.graph.attention import AttentionGraph, attention_of
 from service.engine.graph.export import NetworkGraph
+from service.engine.graph.split import Split
 from service.engine.methods.method import Method
 from service.engine.methods.probe import Probe
-from service.engine.graph.split import Split
 from service.engine.types import MethodParameters
 from service.errors import MethodNotApplicable, ParameterInvalid
 

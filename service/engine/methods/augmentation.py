@@ -1,4 +1,4 @@
-"""Test-time augmentation of any class activation map: the mean over flipped and brightened views of the picture."""
+"""Test-time augmentation of any class activation map: the mean over flipped and brightened views of the image."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ VIEWS: Final = 2 * len(FACTORS)
 
 
 def augmented(p: Probe, cam: Callable[[Tensor, Tensor, MethodParameters], Tensor]) -> tuple[Tensor, ...]:
-    r"""Mean of a method's signed maps over the picture and its mirror image, each times 0.9, 1 and 1.1.
+    r"""Mean of a method's signed maps over the image and its mirror image, each times 0.9, 1 and 1.1.
 
     .. math:: L = \frac{1}{6} \sum_v T_v^{-1} L(T_v x), \qquad L(x) \text{ with } A, G \text{ of } x
 
-    The views of pytorch-grad-cam 1.5's `aug_smooth`; as there, the factors multiply the normalised picture. It averages maps
+    The views of pytorch-grad-cam 1.5's `aug_smooth`; as there, the factors multiply the normalised image. It averages maps
     after ReLU, scaling and resizing. Here the raw signed maps are averaged, so that polarity and a scale shared by several
     classes keep their meaning, and a view in which little speaks for the class counts for little.
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from service.engine.methods.augmentation import VIEWS
 from service.engine.methods.components import first_component, total
 from service.engine.methods.method import Cam, Method
-from service.engine.methods.augmentation import VIEWS
 from service.engine.types import MethodParameters
 
 
@@ -108,12 +108,14 @@ def weigh(weights: Tensor, activations: Tensor, parameters: MethodParameters) ->
 
 
 def passes(parameters: MethodParameters) -> int:
-    """Forward passes of a picture: one, or one for each of its views."""
+    """Forward passes of an image: one, or one for each of its views."""
     return VIEWS if parameters.aug_smooth else 1
 
 
 def _method(name: str, cam: Cam, paper: str, summary: str) -> Method:
-    smoothing = MethodParameters(aug_smooth=False) if cam is eigengradcam else MethodParameters(eigen_smooth=False, aug_smooth=False)
+    smoothing = (
+        MethodParameters(aug_smooth=False) if cam is eigengradcam else MethodParameters(eigen_smooth=False, aug_smooth=False)
+    )
     return Method(name, "gradient at a layer", "head", paper, summary, smoothing, cam, passes=passes)
 
 

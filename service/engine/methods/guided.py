@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 
 from service.engine.graph.export import NetworkGraph
 from service.engine.methods.gradient import gradcam
-from service.engine.methods.method import NO_PARAMETERS, Method
 from service.engine.methods.input_gradients import GRADIENT_COST
+from service.engine.methods.method import NO_PARAMETERS, Method
 from service.engine.methods.probe import LayerSplit, Probe
 from service.errors import MethodNotApplicable
 
@@ -41,7 +41,7 @@ def guided_backprop(p: Probe) -> tuple[Tensor]:
     over the channels. captum leaves all but ReLU alone; here its rule holds for ReLU6, GELU, SiLU and their like too, for
     otherwise the map of a network without ReLU would be the plain gradient under another name.
 
-    It largely repaints the picture's edges whatever the class and the weights: Adebayo et al. 2018,
+    It largely repaints the image's edges whatever the class and the weights: Adebayo et al. 2018,
     https://arxiv.org/abs/1810.03292, and Nie et al. 2018, https://arxiv.org/abs/1805.07039.
 
     Raises:
@@ -137,7 +137,7 @@ METHODS = (
         paper="https://arxiv.org/abs/1412.6806",
         summary=(
             "Gradient of which every rectifier lets only the positive part pass. Known to fail the sanity check of Adebayo "
-            "2018: it shows the picture's edges, hardly what the network learned."
+            "2018: it shows the image's edges, hardly what the network learned."
         ),
         explore=guided_backprop,
         layered=False,

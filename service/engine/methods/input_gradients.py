@@ -1,9 +1,9 @@
-"""Input gradients: how the score moves when the picture does. Maps of the input's own size, which know no layer.
+"""Input gradients: how the score moves when the image does. Maps of the input's own size, which know no layer.
 
-All differentiate the score (a raw logit, or a difference of two) with respect to the normalised picture x, float ``[C, H, W]``,
+All differentiate the score (a raw logit, or a difference of two) with respect to the normalised image x, float ``[C, H, W]``,
 and give one map ``[H, W]``. Where the sign means something the channels are added, so that what is attributed in all stays the
 same; where the method is about sensitivity alone, the largest magnitude over the channels is taken, as Simonyan 2013 does.
-In normalised units 0 is the mean colour of the training pictures: the baseline of every path here.
+In normalised units 0 is the mean colour of the training images: the baseline of every path here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def input_x_gradient(p: Probe) -> tuple[Tensor]:
 
 
 def smoothgrad(p: Probe) -> tuple[Tensor]:
-    r"""SmoothGrad: saliency of the mean gradient over noisy copies of the picture.
+    r"""SmoothGrad: saliency of the mean gradient over noisy copies of the image.
 
     .. math:: L_{ij} = \max_c \left| \frac{1}{n} \sum_k \nabla s(x + \epsilon_k)_{cij} \right|,
         \qquad \epsilon_k \sim N(0, (\mathrm{noise} \cdot (\max x - \min x))^2)
@@ -65,7 +65,7 @@ def smoothgrad(p: Probe) -> tuple[Tensor]:
 
 
 def integrated_gradients(p: Probe) -> tuple[Tensor]:
-    r"""Integrated gradients along the straight path from the mean colour to the picture.
+    r"""Integrated gradients along the straight path from the mean colour to the image.
 
     .. math:: L_{ij} = \sum_c x_{cij} \sum_k w_k \frac{\partial s(\alpha_k x)}{\partial x_{cij}}
         \approx \sum_c x_{cij} \int_0^1 \frac{\partial s(\alpha x)}{\partial x_{cij}} d\alpha
@@ -96,7 +96,7 @@ def gradient_shap(p: Probe) -> tuple[Tensor]:
         \qquad \alpha_k \sim U(0, 1)
 
     Lundberg and Lee 2017, https://arxiv.org/abs/1705.07874; expected gradients in Erion et al. 2019,
-    https://arxiv.org/abs/1906.10670. captum's `GradientShap`, added over the channels: x_k is the picture with normal noise of
+    https://arxiv.org/abs/1906.10670. captum's `GradientShap`, added over the channels: x_k is the image with normal noise of
     `noise` times its range. A baseline b_k is one plain colour, each channel N(0, 1): colours as common as in training, for
     that is what the normalisation made of them. The map adds up to s(x) less the mean score of the baselines, on average.
     n is `samples`.
@@ -165,7 +165,7 @@ METHODS = (
         family="input gradient",
         cost="many forwards",
         paper="https://arxiv.org/abs/1706.03825",
-        summary="Saliency of the mean gradient over noisy copies of the picture.",
+        summary="Saliency of the mean gradient over noisy copies of the image.",
         defaults=MethodParameters(samples=32, noise=0.15, seed=0),
         explore=smoothgrad,
         layered=False,
@@ -176,7 +176,7 @@ METHODS = (
         family="input gradient",
         cost="many forwards",
         paper="https://arxiv.org/abs/1703.01365",
-        summary="Gradients added up on the way from the mean colour to the picture; they sum to the difference in the logit.",
+        summary="Gradients added up on the way from the mean colour to the image; they sum to the difference in the logit.",
         defaults=MethodParameters(steps=32),
         explore=integrated_gradients,
         layered=False,

@@ -33,10 +33,10 @@ class Method:
         defaults: its parameters; those it does not have are None.
         cam: activations and gradients ``[N, K, h, w]`` -> signed maps ``[N, h, w]``. Shares its batch with other requests.
         gradient: whether `cam` looks at the gradients; where not they are an empty tensor.
-        explore: one picture and one class -> a signed map per layer ``[h, w]``, or one of the input's size ``[H, W]``.
+        explore: one image and one class -> a signed map per layer ``[h, w]``, or one of the input's size ``[H, W]``.
         layered: whether the maps belong to layers.
         fits: raises `MethodNotApplicable` for a network that lacks what the method looks at; what it returns is not used.
-        passes: how many forward passes of one picture the parameters ask for, to be weighed against the deadline.
+        passes: how many forward passes of one image the parameters ask for, to be weighed against the deadline.
     """
 
     name: str
@@ -71,7 +71,11 @@ class Method:
         Raises:
             ParameterInvalid: a parameter is asked for that the method does not have.
         """
-        given = {field.name: getattr(asked, field.name) for field in fields(MethodParameters) if getattr(asked, field.name) is not None}
+        given = {
+            field.name: getattr(asked, field.name)
+            for field in fields(MethodParameters)
+            if getattr(asked, field.name) is not None
+        }
         for name in given:
             if name not in self.parameters:
                 own = ", ".join(self.parameters) or "none"

@@ -1,4 +1,4 @@
-"""Cover parts of the picture and look what becomes of the score: maps from forward passes of the whole network, no gradient.
+"""Cover parts of the image and look what becomes of the score: maps from forward passes of the whole network, no gradient.
 
 The score is a raw logit, or a difference of two. What is covered becomes 0 in normalised units: the mean colour.
 """
@@ -17,17 +17,17 @@ from service.errors import ParameterInvalid
 
 SHOWN = 0.5  # share of a RISE mask's cells that stay visible
 CELLS = 7  # of a RISE mask, on a side
-USUAL_SIDE = 224  # of an input, to weigh occlusion before the picture is known
+USUAL_SIDE = 224  # of an input, to weigh occlusion before the image is known
 
 
 def scorecam(p: Probe) -> tuple[Tensor, ...]:
-    r"""Score-CAM: every channel weighted by the score of the picture seen through it.
+    r"""Score-CAM: every channel weighted by the score of the image seen through it.
 
     .. math:: L = \sum_k \mathrm{softmax}_k\big(s(x \odot \mathrm{minmax}(\mathrm{up}(A_k)))\big) A_k
 
     Wang et al. 2020, https://arxiv.org/abs/1910.01279. A map ``[h, w]`` for each layer's A ``[K, h, w]``. Convention of
     pytorch-grad-cam 1.5's `ScoreCAM`: `up` is bilinear with aligned corners, minmax has eps 1e-8, the softmax is over the raw
-    scores (the paper subtracts that of a blank picture from each, which a softmax does not see).
+    scores (the paper subtracts that of a blank image from each, which a softmax does not see).
 
     Where the layer has more channels than `samples`, only those take part that vary most over the grid; the others count as
     absent. That is the faster Score-CAM of tf-keras-vis (`max_N`). With `samples` at least K it is pytorch-grad-cam's map.
@@ -58,7 +58,7 @@ def rise(p: Probe) -> tuple[Tensor]:
     .. math:: L_{ij} = \frac{1}{n p} \sum_k (s(x \odot M_k) - \bar s) M_{kij}
 
     Petsiuk et al. 2018, https://arxiv.org/abs/1806.07421. Masks as in the paper: cells of a 7x7 grid are shown with p = 0.5,
-    enlarged bilinearly to one cell more than the picture and shifted at random. The paper weighs masks by the class's
+    enlarged bilinearly to one cell more than the image and shifted at random. The paper weighs masks by the class's
     probability; here the score is a logit, as everywhere in this service, and its mean over the masks is subtracted: the map
     that remains is the same up to a constant in the limit, less noisy for few masks, and signed: above 0 is what raises the
     score. n is `samples`.
@@ -143,7 +143,7 @@ METHODS = (
         family="perturbation",
         cost="many forwards",
         paper="https://arxiv.org/abs/1910.01279",
-        summary="Channels of a layer weighted by the logit of the picture seen through each; `samples` bounds how many.",
+        summary="Channels of a layer weighted by the logit of the image seen through each; `samples` bounds how many.",
         defaults=MethodParameters(samples=128),
         explore=scorecam,
         passes=lambda parameters: parameters.samples or 0,
@@ -164,7 +164,7 @@ METHODS = (
         family="perturbation",
         cost="many forwards",
         paper="https://arxiv.org/abs/1311.2901",
-        summary="How much of the class's logit is lost when a square of the picture is covered with the mean colour.",
+        summary="How much of the class's logit is lost when a square of the image is covered with the mean colour.",
         defaults=MethodParameters(window=48, stride=24),
         explore=occlusion,
         layered=False,

@@ -1,4 +1,4 @@
-"""One picture, one class, and a network that may be asked again and again: what methods beyond one gradient work with.
+"""One image, one class, and a network that may be asked again and again: what methods beyond one gradient work with.
 
 Every pass is bounded in rows. Between passes the probe looks whether somebody still waits, and lets quicker requests go first.
 """
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class LayerSplit:
-    """The network cut at one layer, for one picture.
+    """The network cut at one layer, for one image.
 
     Attributes:
         activations: float ``[1, K, h, w]``, whatever the network's own layout.
@@ -63,13 +63,13 @@ class LayerSplit:
 
 @dataclass
 class Probe:
-    """Asks a network about one class of one picture.
+    """Asks a network about one class of one image.
 
     Attributes:
         network: the whole network; `network.module(images)` gives a tuple with the logits.
         image: float ``[1, C, H, W]``, normalised.
         class_id, versus: the score is logit[class_id], less logit[versus] where there is one.
-        logits: float ``[classes]`` of the picture.
+        logits: float ``[classes]`` of the image.
         cuts: the network cut at each layer asked for.
         tuning: the method's parameters.
     """

@@ -1,4 +1,4 @@
-"""Superpixels: a picture in patches of like colour. Arrays in, arrays out; knows no network."""
+"""Superpixels: an image in patches of like colour. Arrays in, arrays out; knows no network."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ COMPACTNESS = 0.5  # of place against colour: one patch's width counts as much a
 ROUNDS = 5
 
 
-def superpixels(picture: NDArray[np.float32], segments: int) -> NDArray[np.int64]:
+def superpixels(image: NDArray[np.float32], segments: int) -> NDArray[np.int64]:
     """SLIC: k-means over colour and place, each pixel choosing among the centres of the nine grid cells around it.
 
     Achanta et al. 2012, https://doi.org/10.1109/TPAMI.2012.120. Colours are compared as they come, in normalised units rather
     than in CIELAB, so that any number of channels will do. Patches are not forced to be connected.
 
     Args:
-        picture: ``[H, W, C]``, of unit variance or so.
+        image: ``[H, W, C]``, of unit variance or so.
         segments: about how many patches.
 
     Returns:
         int64 ``[H, W]``, numbered from 0 without gaps.
     """
-    height, width, _ = picture.shape
+    height, width, _ = image.shape
     rows = max(1, min(height, round((segments * height / width) ** 0.5)))
     columns = max(1, min(width, round(segments / rows)))
     y, x = np.mgrid[0:height, 0:width]
     cell_y, cell_x = y * rows // height, x * columns // width
     scale = COMPACTNESS / (height * width / (rows * columns)) ** 0.5
-    points = np.concatenate([picture, scale * np.stack([y, x], -1)], axis=-1, dtype=np.float32)
+    points = np.concatenate([image, scale * np.stack([y, x], -1)], axis=-1, dtype=np.float32)
     labels = np.asarray(cell_y * columns + cell_x, np.int64)
     for _ in range(ROUNDS):
         centres = _means(points, labels, rows * columns)

@@ -1,4 +1,4 @@
-"""Surrogates: a linear model of which superpixels matter, fitted to the network's answers to pictures with parts covered.
+"""Surrogates: a linear model of which superpixels matter, fitted to the network's answers to images with parts covered.
 
 Least squares in a few dozen unknowns, so written out here in double precision rather than asked of a library. A covered
 superpixel takes 0 in normalised units: the mean colour. The map has each superpixel's coefficient on all its pixels.
@@ -24,14 +24,14 @@ Numbers = NDArray[np.float64]
 
 
 def lime(p: Probe) -> tuple[Tensor]:
-    r"""LIME: ridge regression on coalitions z near the whole picture, those nearer weighing more.
+    r"""LIME: ridge regression on coalitions z near the whole image, those nearer weighing more.
 
     .. math:: \min_{\beta_0, \beta} \sum_k \pi_k (s(x_{z_k}) - \beta_0 - \beta^T z_k)^2 + \lVert \beta \rVert^2, \qquad
         \pi_k = e^{-d_k^2 / (2 \cdot 0.25^2)}, \quad d_k = 1 - \sqrt{|z_k| / M}
 
     Ribeiro et al. 2016, https://arxiv.org/abs/1602.04938. Convention of the authors' `lime_image`: every superpixel is shown
-    with probability one half, the first sample is the whole picture, d is the cosine distance to it, the penalty 1. Two things
-    differ: the score is a logit, not a probability, and what is covered takes the mean colour of the training pictures. z_k in
+    with probability one half, the first sample is the whole image, d is the cosine distance to it, the penalty 1. Two things
+    differ: the score is a logit, not a probability, and what is covered takes the mean colour of the training images. z_k in
     {0, 1}^M, M about `segments`, `samples` coalitions.
     """
     samples, labels, count = _prepare(p)
@@ -51,7 +51,7 @@ def kernel_shap(p: Probe) -> tuple[Tensor]:
     Lundberg and Lee 2017, https://arxiv.org/abs/1705.07874, section 4.1. Coalitions are drawn as their kernel weighs them: the
     size j of 1..M-1 with probability proportional to 1 / (j (M - j)), its members at random, and each with its complement
     (Covert and Lee 2021, https://arxiv.org/abs/2012.01536), so that all weigh the same. Exact where the score is linear in z.
-    x_0 is the picture with all covered. The coefficients add up to s(x) - s(x_0); the map repeats each on all its pixels.
+    x_0 is the image with all covered. The coefficients add up to s(x) - s(x_0); the map repeats each on all its pixels.
     """
     samples, labels, count = _prepare(p)
     random = np.random.default_rng(p.parameters.seed)
@@ -118,7 +118,7 @@ METHODS = (
         family="surrogate",
         cost="many forwards",
         paper="https://arxiv.org/abs/1602.04938",
-        summary="Linear model over superpixels, fitted to pictures with half of them covered, the more visible weighing more.",
+        summary="Linear model over superpixels, fitted to images with half of them covered, the more visible weighing more.",
         defaults=MethodParameters(samples=160, segments=40, seed=0),
         explore=lime,
         layered=False,

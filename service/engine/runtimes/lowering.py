@@ -24,7 +24,7 @@ Rule = Callable[..., "tuple[Any, tuple[Any, ...]] | None"]
 def lowered(trunk: fx.GraphModule) -> fx.GraphModule:
     """The same trunk, to be read and not to be run; parameters are shared, not copied.
 
-    What depends on no picture is computed now: position embeddings that a transformer fits to its input size, say.
+    What depends on no image is computed now: position embeddings that a transformer fits to its input size, say.
     """
     constants = _constants(trunk)
     graph = fx.Graph()

@@ -68,7 +68,7 @@ def has_bf16() -> bool:
 
 
 def convert(trunk: fx.GraphModule, example: Tensor) -> Any:
-    """An `openvino.Model` of a trunk, for any number of pictures of the example's size; its constants are the trunk's memory.
+    """An `openvino.Model` of a trunk, for any number of images of the example's size; its constants are the trunk's memory.
 
     Args:
         trunk: from images to a tuple of the crossing values.

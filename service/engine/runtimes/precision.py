@@ -1,6 +1,6 @@
 """Whether a faster trunk may stand in for the exact one: whether its answers agree on photographs, and whether it is faster.
 
-The photographs come with the package; see service/engine/calibration/README.md.
+The photographs come with the package; see service/engine/runtimes/calibration/README.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from service.engine.runtimes.torch import Trunk
 from service.engine.types import EngineResult
 
-PHOTOGRAPHS: Final = Path(__file__).parents[1] / "calibration"
+PHOTOGRAPHS: Final = Path(__file__).parent / "calibration"
 CORRELATION: Final = 0.99  # of each map, at least
 TIMED_S: Final = 0.5  # both trunks together, at most one round longer
 ROUNDS: Final = 5
@@ -27,18 +27,18 @@ ROUNDS: Final = 5
 
 def photographs(height: int, width: int) -> list[NDArray[np.uint8]]:
     """Four photographs and their mirror images, uint8 ``[height, width, 3]`` RGB each."""
-    pictures = []
+    images = []
     for path in sorted(PHOTOGRAPHS.glob("*.jpg")):
         with Image.open(path) as opened:
-            picture = opened.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        pictures += [np.asarray(picture), np.asarray(ImageOps.mirror(picture))]
-    return pictures
+            image = opened.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        images += [np.asarray(image), np.asarray(ImageOps.mirror(image))]
+    return images
 
 
 def disagreement(expected: Sequence[EngineResult], found: Sequence[EngineResult]) -> str | None:
     """Where answers differ too much from those expected, for the log; None where they agree.
 
-    They agree when for every picture the best class is the same, and its maps correlate by at least `CORRELATION`.
+    They agree when for every image the best class is the same, and its maps correlate by at least `CORRELATION`.
     """
     for one, other in zip(expected, found, strict=True):
         if one.logits.argmax() != other.logits.argmax():

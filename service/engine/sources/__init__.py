@@ -1,6 +1,6 @@
 """From a card to a network in memory: one small loader per source library, imported when a card asks for it.
 
-Each loader also says how its library prepares pictures. Knows which sources there are and whence the weights come; how a
+Each loader also says how its library prepares images. Knows which sources there are and whence the weights come; how a
 library builds a network is the loader's own business.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from service.engine.cards.card import Card
 from service.engine.device import BUILD_LOCK
-from service.engine.sources.base import SourceNetwork, Preprocessing, Source, returning
+from service.engine.sources.base import Preprocessing, Source, SourceNetwork, returning
 from service.engine.sources.checkpoint import checkpoint, state_digest
 from service.errors import ConfigurationError
 

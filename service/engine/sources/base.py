@@ -1,4 +1,4 @@
-"""What every source of networks gives: a network, and how its pictures are prepared. Knows no library but torch."""
+"""What every source of networks gives: a network, and how its images are prepared. Knows no library but torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Logits = Callable[[Any], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How a picture becomes the network's input.
+    """How an image becomes the network's input.
 
     Attributes:
         height: of the input in pixels.
@@ -25,7 +25,7 @@ class Preprocessing:
         interpolation: of the resizing.
         mean: per channel, for values 0..1; one value makes a network that sees grey.
         std: as `mean`.
-        fit: how a picture of another shape is fitted in, where neither card nor request says.
+        fit: how an image of another shape is fitted in, where neither card nor request says.
     """
 
     height: int

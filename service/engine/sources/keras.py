@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from service.engine.cards.card import Card
-from service.engine.sources.base import SourceNetwork, Preprocessing
+from service.engine.sources.base import Preprocessing, SourceNetwork
 from service.errors import ConfigurationError
 
 
@@ -114,9 +114,9 @@ class Classifier(Layers):
 
     def forward(self, inputs: Tensor, **_options: object) -> Tensor:
         """The layers' activations are ``[N, h, w, C]``."""
-        pictures = inputs.flip(1) if self._reversed else inputs
+        images = inputs.flip(1) if self._reversed else inputs
         with keras.device(str(inputs.device)):  # Keras would carry every tensor to a device of its own choice
-            return super().forward(pictures.permute(0, 2, 3, 1))
+            return super().forward(images.permute(0, 2, 3, 1))
 
 
 def _application(card: Card, weights: str | None) -> Any:
@@ -137,7 +137,7 @@ def _built(card: Card, model: Any) -> SourceNetwork:
     functional = _functional(model)
     shape = getattr(functional, "input_shape", None)
     if functional is None or not isinstance(shape, tuple) or len(shape) != 4:
-        raise ConfigurationError(f"card {card.name}: architecture: the Keras model must be a functional one of one picture")
+        raise ConfigurationError(f"card {card.name}: architecture: the Keras model must be a functional one of one image")
     _end_in_logits(card, functional)
     _, height, width, channels = shape
     crop = card.preprocess.crop

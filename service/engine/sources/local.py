@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from service.engine.cards.card import Card
-from service.engine.sources.base import SourceNetwork, Preprocessing
+from service.engine.sources.base import Preprocessing, SourceNetwork
 from service.errors import ConfigurationError
 
 
@@ -31,7 +31,7 @@ def from_file(card: Card, path: Path) -> SourceNetwork:
     """See `Source`; mean and std are the card's to say, and the size where the program leaves it free.
 
     Raises:
-        ConfigurationError: the file is not a saved program of one picture tensor, or the card lacks mean or std.
+        ConfigurationError: the file is not a saved program of one image tensor, or the card lacks mean or std.
     """
     if card.preprocess.mean is None or card.preprocess.std is None:
         raise ConfigurationError(f"card {card.name}: preprocess: a saved program knows no mean and std; the card must say them")
@@ -50,7 +50,7 @@ def from_file(card: Card, path: Path) -> SourceNetwork:
 
 
 def _size(card: Card, program: torch.export.ExportedProgram) -> tuple[int, int]:
-    """Height and width of the program's picture, or else the card's crop."""
+    """Height and width of the program's image, or else the card's crop."""
     names = set(program.graph_signature.user_inputs)
     shapes = [
         node.meta["val"].shape

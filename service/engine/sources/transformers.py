@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 from service.engine.cards.card import Card, Fit, Interpolation
-from service.engine.sources.base import SourceNetwork, Preprocessing, returning
+from service.engine.sources.base import Preprocessing, SourceNetwork, returning
 from service.engine.sources.checkpoint import read_state
 from service.errors import ConfigurationError
 
@@ -90,7 +90,7 @@ def _check(card: Card, report: Mapping[str, Any]) -> None:
 
 
 def _processor(config: Any) -> Any:
-    """What prepares pictures for a family, with its defaults but for the size of a network that takes only one."""
+    """What prepares images for a family, with its defaults but for the size of a network that takes only one."""
     family = _processor_classes[type(config)]["pil"]
     processor, side = family(), getattr(config, "image_size", None)
     return family(size={"height": side, "width": side}) if side and processor.size.get("height") else processor
@@ -109,7 +109,7 @@ def _logits(output: Any) -> Tensor:
 def preprocessing_of(processor: Any) -> Preprocessing:
     """What an image processor does, in this service's words.
 
-    A size of height and width squashes the whole picture into it; a shortest edge keeps the shape and wants a crop. ConvNeXT's
+    A size of height and width squashes the whole image into it; a shortest edge keeps the shape and wants a crop. ConvNeXT's
     processor crops too, by a ratio, where its edge is shorter than 384.
     """
     size, crop, ratio = processor.size, processor.crop_size, getattr(processor, "crop_pct", None)

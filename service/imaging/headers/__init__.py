@@ -40,7 +40,7 @@ def read_header(data: bytes, limits: Limits) -> Header:
         return webp.read(data, limits)
     if _begins_a_magic(data):
         raise truncated()
-    raise UnsupportedImageType("The bytes are not a JPEG, PNG, WebP or GIF picture. Convert the image to one of these.")
+    raise UnsupportedImageType("The bytes are not a JPEG, PNG, WebP or GIF image. Convert the image to one of these.")
 
 
 def _begins_a_magic(data: bytes) -> bool:

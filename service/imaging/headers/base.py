@@ -92,7 +92,7 @@ def check_size(width: int, height: int, limits: Limits) -> None:
 
 
 def truncated() -> ImageTruncated:
-    """The file ends before the picture does."""
+    """The file ends before the image does."""
     return ImageTruncated("The image ends before all of its pixels. Upload the whole file again.")
 
 

@@ -38,7 +38,7 @@ def read(data: bytes, limits: Limits) -> Header:
         if data[pos] == _IMAGE:
             break
         if data[pos] == _TRAILER:
-            raise corrupt("the GIF holds no picture")
+            raise corrupt("the GIF holds no image")
         if data[pos] != _EXTENSION:
             raise corrupt("a GIF block is of no known kind")
         end = blocks.skip(pos + 2)

@@ -1,7 +1,7 @@
 """JPEG markers (ITU-T T.81, annex B): size, scans and orientation, without a look at the pixels.
 
-Segments are walked by their lengths, so that the thumbnail inside an EXIF block or a video behind the picture is never taken
-for the picture. Knows no Huffman code: damage inside the entropy-coded data is the decoder's to find.
+Segments are walked by their lengths, so that the thumbnail inside an EXIF block or a video behind the image is never taken
+for the image. Knows no Huffman code: damage inside the entropy-coded data is the decoder's to find.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _segments(data: bytes, limits: Limits) -> Iterator[tuple[int, int, int, int]
             raise truncated()
         marker, start, pos = data[found.end() - 1], found.start(), found.end()
         if marker == _SOI:
-            raise corrupt("a second picture starts inside the first")
+            raise corrupt("a second image starts inside the first")
         if marker == _EOI:
             yield marker, start, pos, pos
             return

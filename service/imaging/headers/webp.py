@@ -1,6 +1,6 @@
 """WebP chunks (RIFF container, RFC 9649): size, first frame and orientation, before libwebp allocates a canvas.
 
-The decoder is given a still picture of the first frame: its cost does not depend on how many frames follow, and no animation
+The decoder is given a still image of the first frame: its cost does not depend on how many frames follow, and no animation
 canvas is ever allocated.
 """
 
@@ -44,28 +44,28 @@ def read(data: bytes, limits: Limits) -> Header:
 
     animated = bool(body[0] & _ANIMATION_FLAG)
     frame: Box | None = None if animated else (0, 0, width, height)
-    picture: list[Chunk] = []
+    image: list[Chunk] = []
     exif = b""
     for kind, body in chunks:
         if kind == _EXIF:
             exif = exif or body
         elif kind == _ANIMATED_FRAME and frame is None:
-            frame, picture = _animation_frame(body, limits)
+            frame, image = _animation_frame(body, limits)
         elif kind in {_ALPHA, _LOSSY, _LOSSLESS} and not animated:
-            picture.append((kind, body))
+            image.append((kind, body))
     if frame is None:
         raise corrupt("the WebP is animated but has no frame")
     columns, rows = frame[2] - frame[0], frame[3] - frame[1]
-    stills = [chunk for chunk in picture if chunk[0] in {_LOSSY, _LOSSLESS}]
-    if len(stills) != 1 or len(picture) > 2:
-        raise corrupt("the WebP does not hold exactly one picture in its first frame")
+    stills = [chunk for chunk in image if chunk[0] in {_LOSSY, _LOSSLESS}]
+    if len(stills) != 1 or len(image) > 2:
+        raise corrupt("the WebP does not hold exactly one image in its first frame")
     if _bitstream_size(*stills[0]) != (columns, rows) or frame[2] > width or frame[3] > height:
         raise corrupt("the sizes in the WebP contradict each other")
     return Header(
         "webp",
         width,
         height,
-        payload=_still(columns, rows, picture),
+        payload=_still(columns, rows, image),
         orientation=read_orientation(exif),
         frame=None if frame == (0, 0, width, height) else frame,
     )
@@ -93,7 +93,7 @@ def _chunks(riff: bytes, limits: Limits) -> Iterator[Chunk]:
             raise truncated()
         yield kind, riff[pos + 8 : end]
         pos = end + (length & 1)
-    raise ImageTooComplex(f"The WebP has more than {limits.max_chunks} chunks. Send its first frame as a still picture.")
+    raise ImageTooComplex(f"The WebP has more than {limits.max_chunks} chunks. Send its first frame as a still image.")
 
 
 def _canvas_size(body: bytes) -> tuple[int, int]:
@@ -123,13 +123,13 @@ def _animation_frame(body: bytes, limits: Limits) -> tuple[Box, list[Chunk]]:
         raise truncated()
     left, top, columns, rows = (int.from_bytes(body[at : at + 3], "little") for at in (0, 3, 6, 9))
     box = (2 * left, 2 * top, 2 * left + columns + 1, 2 * top + rows + 1)
-    picture = [chunk for chunk in _chunks(body[16:], limits) if chunk[0] in {_ALPHA, _LOSSY, _LOSSLESS}]
-    return box, picture
+    image = [chunk for chunk in _chunks(body[16:], limits) if chunk[0] in {_ALPHA, _LOSSY, _LOSSLESS}]
+    return box, image
 
 
-def _still(width: int, height: int, picture: list[Chunk]) -> bytes:
-    if picture[0][0] == _ALPHA:  # a separate alpha plane is only read behind an extended header
+def _still(width: int, height: int, image: list[Chunk]) -> bytes:
+    if image[0][0] == _ALPHA:  # a separate alpha plane is only read behind an extended header
         size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-        picture = [(_EXTENDED, bytes([_ALPHA_FLAG, 0, 0, 0]) + size), *picture]
-    body = b"".join(b"".join((kind, len(part).to_bytes(4, "little"), part, b"\0" * (len(part) & 1))) for kind, part in picture)
+        image = [(_EXTENDED, bytes([_ALPHA_FLAG, 0, 0, 0]) + size), *image]
+    body = b"".join(b"".join((kind, len(part).to_bytes(4, "little"), part, b"\0" * (len(part) & 1))) for kind, part in image)
     return b"".join((b"RIFF", (4 + len(body)).to_bytes(4, "little"), b"WEBP", body))

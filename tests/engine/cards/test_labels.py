@@ -9,7 +9,7 @@ import pytest
 from service.engine.cards.card import Card
 from service.engine.cards.labels import LabelSet, read_labels
 from service.errors import ClassNotFound, ConfigurationError
-from tests.engine.test_card import GOOD, card
+from tests.engine.cards.test_card import GOOD, card
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from service.engine.cards.card import Card, read_cards
 from service.engine.cards.labels import read_labels
 from service.engine.network import Network
 from service.engine.sources import load
-from service.engine.types import EngineResult, EngineRequest
+from service.engine.types import EngineRequest, EngineResult
 from service.settings import REPOSITORY_MODELS
 
 CARDS = read_cards(REPOSITORY_MODELS)
-FIXED = {"vit_b_16", "vit_base_patch16_224"}  # take pictures of one size only
+FIXED = {"vit_b_16", "vit_base_patch16_224"}  # take images of one size only
 SIDE = 128  # elsewhere: exporting costs the same, running less
 
 

@@ -21,7 +21,7 @@ from service.errors import DeadlineExceeded
 from tests.networks import network
 
 SIZE = 32
-SQUARE = np.s_[8:24, 8:24]  # a quarter of the picture
+SQUARE = np.s_[8:24, 8:24]  # a quarter of the image
 GAIN = 6.0
 
 Map = NDArray[np.float32]
@@ -135,7 +135,7 @@ def test_baselines() -> None:
     assert PASSES_PER_MAP == 51
 
 
-def test_the_blur_keeps_a_flat_picture_and_the_mass_of_a_point() -> None:
+def test_the_blur_keeps_a_flat_image_and_the_mass_of_a_point() -> None:
     flat = torch.full((3, 20, 30), 0.7)
     assert torch.allclose(blurred(flat), flat, atol=1e-6)
     point = torch.zeros(1, 31, 31)

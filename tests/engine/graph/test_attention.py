@@ -19,7 +19,7 @@ from service.engine.graph.export import NetworkGraph, export
 from service.engine.methods import METHODS
 from service.engine.methods.attention import discard, fuse, rollout
 from service.engine.network import Network
-from service.engine.types import EngineResult, MethodParameters, EngineRequest
+from service.engine.types import EngineRequest, EngineResult, MethodParameters
 from service.errors import CamserveError, MethodNotApplicable, ParameterInvalid
 from tests.networks import Pooled, network, seeded
 
@@ -30,12 +30,12 @@ def vit(name: str = "vit_tiny_patch16_224", **arguments: Any) -> nn.Module:
     return seeded(timm.create_model, name, img_size=SIDE, depth=3, num_classes=10, **arguments)
 
 
-def picture() -> NDArray[np.uint8]:
+def random_image() -> NDArray[np.uint8]:
     return np.random.default_rng(5).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
 
 
 def tensor() -> Tensor:
-    return (torch.from_numpy(picture()).permute(2, 0, 1)[None].float() - 127.5) / 127.5
+    return (torch.from_numpy(random_image()).permute(2, 0, 1)[None].float() - 127.5) / 127.5
 
 
 @dataclass
@@ -74,7 +74,16 @@ def grid(module: nn.Module, size: int = SIDE, layer: str = "blocks.2.norm1") -> 
 
 
 def explained(net: Network, method: str, **asked: Any) -> NDArray[np.float32]:
-    outcome = net.run([EngineRequest(picture(), classes=(CLASS,), method=method, parameters=METHODS[method].resolve_parameters(MethodParameters(**asked)))])[0]
+    outcome = net.run(
+        [
+            EngineRequest(
+                random_image(),
+                classes=(CLASS,),
+                method=method,
+                parameters=METHODS[method].resolve_parameters(MethodParameters(**asked)),
+            )
+        ]
+    )[0]
     if isinstance(outcome, CamserveError):
         raise outcome
     assert isinstance(outcome, EngineResult)
@@ -231,8 +240,8 @@ def test_a_class_and_what_it_is_contrasted_with_change_the_weighted_maps_alone(n
     for method, differs in {"attention_rollout": False, "chefer": True, "legrad": True}.items():
         parameters = METHODS[method].resolve_parameters(MethodParameters())
         works = [
-            EngineRequest(picture(), classes=(0, 1), method=method, parameters=parameters),
-            EngineRequest(picture(), classes=(0,), versus=1, method=method, parameters=parameters),
+            EngineRequest(random_image(), classes=(0, 1), method=method, parameters=parameters),
+            EngineRequest(random_image(), classes=(0,), versus=1, method=method, parameters=parameters),
         ]
         plain, contrast = (outcome for outcome in net.run(works) if isinstance(outcome, EngineResult))
         zero, one, against = plain.maps[0][0], plain.maps[1][0], contrast.maps[0][0]

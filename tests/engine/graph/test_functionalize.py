@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from service.engine.graph.functionalize import functionalize
 from service.engine.graph.export import export
+from service.engine.graph.functionalize import functionalize
 
 Step = Callable[[Tensor], Tensor]
 
@@ -97,7 +97,7 @@ def test_an_export_writes_nowhere_and_computes_the_same(name: str) -> None:
     assert not any(schema.is_mutable for schema in schemas)
 
 
-def test_a_picture_is_not_written_to() -> None:
+def test_a_image_is_not_written_to() -> None:
     class Writes(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return images.relu_().mean((2, 3))

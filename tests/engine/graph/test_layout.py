@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from service.engine.graph.dimensions import Tokens
 from service.engine.graph.export import export
 from service.engine.graph.layout import Layout, LayoutOverride, layout_of
+from service.engine.graph.split import split
 from service.engine.network import Network
 from service.engine.sources import LoadedNetwork, Preprocessing
-from service.engine.graph.split import split
-from service.engine.types import LayerInfo, EngineResult, EngineRequest
+from service.engine.types import EngineRequest, EngineResult, LayerInfo
 from service.errors import ConfigurationError
 from tests.networks import Pooled, network, seeded
 
@@ -26,7 +26,7 @@ SIZE = (64, 96)
 
 
 class ChannelsLast(nn.Module):
-    """As Keras nets run on torch: pictures and activations channels last, convolutions between permutations."""
+    """As Keras nets run on torch: images and activations channels last, convolutions between permutations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,8 +200,11 @@ def test_a_transformer_is_explained_in_one_batch_with_mixed_layers() -> None:
     module = seeded(DEFAULTS["class token"][0])
     preprocessing = Preprocessing(*SIZE, 64, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     net = Network("test", LoadedNetwork(module, preprocessing, "sha256:test"), (), torch.device("cpu"))
-    pictures = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
-    works = [EngineRequest(pictures[0], classes=(1, 2)), EngineRequest(pictures[1], best=1, layers=("blocks.0", "patch_embed.proj"))]
+    images = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
+    works = [
+        EngineRequest(images[0], classes=(1, 2)),
+        EngineRequest(images[1], best=1, layers=("blocks.0", "patch_embed.proj")),
+    ]
     for work, together in zip(works, net.run(works), strict=True):
         (alone,) = net.run([work])
         assert isinstance(together, EngineResult)

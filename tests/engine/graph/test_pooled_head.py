@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from service.engine.graph.export import export
-from service.engine.methods import METHODS
 from service.engine.graph.split import split
-from service.engine.types import EngineResult, EngineRequest
+from service.engine.methods import METHODS
+from service.engine.types import EngineRequest, EngineResult
 from tests.networks import Pooled, known, network, seeded
 
 

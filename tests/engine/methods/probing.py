@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from service.engine.graph.export import NetworkGraph, export
 from service.engine.methods import METHODS
-from service.engine.network import Network
 from service.engine.methods.probe import Probe
-from service.engine.types import EngineResult, MethodParameters, EngineRequest
+from service.engine.network import Network
+from service.engine.types import EngineRequest, EngineResult, MethodParameters
 
 
 class Recording(Probe):
@@ -58,7 +58,7 @@ def explained(net: Network, work: EngineRequest) -> EngineResult:
     return found
 
 
-def picture(size: int = 224, seed: int = 7) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def random_image(size: int = 224, seed: int = 7) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Smooth blobs and noise, uint8 ``[size, size, 3]``."""
     random = np.random.default_rng(seed)
     coarse = torch.from_numpy(random.uniform(0, 255, (1, 3, 7, 7)))

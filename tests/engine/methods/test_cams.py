@@ -16,9 +16,9 @@ from service.engine.methods import METHODS
 from service.engine.methods.components import first_component
 from service.engine.methods.head import finer_score
 from service.engine.network import Network
-from service.engine.types import MethodParameters, EngineRequest
+from service.engine.types import EngineRequest, MethodParameters
 from service.errors import MethodNotApplicable
-from tests.engine.methods.probing import explained, normalised, picture
+from tests.engine.methods.probing import explained, normalised, random_image
 from tests.networks import Pooled, network, seeded
 
 CLASS_SPECIFIC = ("gradcam", "hirescam", "gradcam_elementwise", "gradcam_plusplus", "xgradcam", "layercam", "eigengradcam")
@@ -43,13 +43,15 @@ def net(module: Pooled) -> Network:
 def grid(
     net: Network, method: str, class_id: int = 1, versus: int | None = None, *, aug_smooth: bool | None = None
 ) -> NDArray[np.float32]:
-    work = EngineRequest(picture(32), classes=(class_id,), versus=versus, method=method, parameters=MethodParameters(aug_smooth=aug_smooth))
+    work = EngineRequest(
+        random_image(32), classes=(class_id,), versus=versus, method=method, parameters=MethodParameters(aug_smooth=aug_smooth)
+    )
     return explained(net, work).maps[0][0]
 
 
 def activations(module: Pooled) -> Tensor:
     """``[16, h, w]`` of the block."""
-    found: Tensor = module.block(module.stem(normalised(picture(32))))[0]
+    found: Tensor = module.block(module.stem(normalised(random_image(32))))[0]
     return found
 
 
@@ -104,7 +106,7 @@ def test_shapleycam_behind_attention_differentiates_twice() -> None:
     vit = seeded(VisionTransformer, 32, 8, 2, 2, 16, 32, num_classes=4)
     nn.init.normal_(vit.get_parameter("heads.head.weight"))  # born zero: no class, no gradient
     layer = "encoder.layers.encoder_layer_1.ln_1"
-    found = explained(network(vit, layer), EngineRequest(picture(32), classes=(1,), method="shapleycam")).maps[0][0]
+    found = explained(network(vit, layer), EngineRequest(random_image(32), classes=(1,), method="shapleycam")).maps[0][0]
     exact = copy.deepcopy(vit).double()
 
     def gradient(scale: float) -> tuple[Tensor, Tensor]:
@@ -116,7 +118,7 @@ def test_shapleycam_behind_attention_differentiates_twice() -> None:
             return torch.cat([tokens[:, :1], kept[0]], 1)
 
         with exact.get_submodule(layer).register_forward_hook(scaled):
-            exact(normalised(picture(32)).double())[0, 1].backward()
+            exact(normalised(random_image(32)).double())[0, 1].backward()
         assert kept[0].grad is not None
         return kept[0].detach()[0], kept[0].grad[0]
 
@@ -131,7 +133,7 @@ def test_shapleycam_behind_attention_differentiates_twice() -> None:
 def test_aug_smooth_is_the_mean_over_six_views(module: Pooled, net: Network, method: str) -> None:
     cam, parameters = METHODS[method].cam, METHODS[method].defaults
     assert cam is not None
-    image = normalised(picture(32))
+    image = normalised(random_image(32))
     maps = []
     for mirrored in (False, True):
         for factor in (0.9, 1.0, 1.1):
@@ -144,7 +146,7 @@ def test_aug_smooth_is_the_mean_over_six_views(module: Pooled, net: Network, met
 
 
 def test_smoothed_and_plain_requests_share_a_batch(net: Network) -> None:
-    plain = EngineRequest(picture(32), classes=(1,), parameters=METHODS["gradcam"].defaults)
+    plain = EngineRequest(random_image(32), classes=(1,), parameters=METHODS["gradcam"].defaults)
     smoothed = replace(plain, parameters=METHODS["gradcam"].resolve_parameters(MethodParameters(aug_smooth=True)))
     together = net.run([plain, smoothed])
     for outcome, work in zip(together, (plain, smoothed), strict=True):
@@ -177,15 +179,20 @@ def test_gradcam_plusplus_is_zero_without_a_gradient() -> None:
 
 def test_random_cam_depends_on_its_seed(net: Network) -> None:
     one, other = (
-        explained(net, EngineRequest(picture(32), (1,), method="random_cam", parameters=MethodParameters(seed=s))).maps[0][0] for s in (1, 2)
+        explained(net, EngineRequest(random_image(32), (1,), method="random_cam", parameters=MethodParameters(seed=s))).maps[0][
+            0
+        ]
+        for s in (1, 2)
     )
     assert np.abs(one - other).max() > 0.01
-    again = explained(net, EngineRequest(picture(32), (2,), method="random_cam", parameters=MethodParameters(seed=1))).maps[0][0]
+    again = explained(
+        net, EngineRequest(random_image(32), (2,), method="random_cam", parameters=MethodParameters(seed=1))
+    ).maps[0][0]
     np.testing.assert_array_equal(one, again)
 
 
 def test_kernel_pca_refuses_a_layer_with_too_many_cells(module: Pooled) -> None:
     large = network(module, "stem", size=96)
-    (outcome,) = large.run([EngineRequest(picture(96), classes=(1,), method="kpca_cam")])
+    (outcome,) = large.run([EngineRequest(random_image(96), classes=(1,), method="kpca_cam")])
     assert isinstance(outcome, MethodNotApplicable)
     assert "eigencam" in outcome.detail

@@ -10,12 +10,12 @@ from service.engine.graph.export import export
 from service.engine.methods import METHODS
 from service.engine.methods.guided import guide
 from service.errors import MethodNotApplicable
-from tests.engine.methods.probing import explore, normalised, picture, probe, probe_of
+from tests.engine.methods.probing import explore, normalised, probe, probe_of, random_image
 from tests.networks import Pooled, seeded
 
 
 class Linear(nn.Module):
-    """Score = sum of weight times picture, plus a bias: every gradient is the weight."""
+    """Score = sum of weight times image, plus a bias: every gradient is the weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ def linear() -> nn.Module:
     return seeded(Linear)
 
 
-IMAGE = normalised(picture(8))
+IMAGE = normalised(random_image(8))
 
 
 def weight(module: nn.Module) -> Tensor:
@@ -44,19 +44,19 @@ def test_sensitivity_of_a_linear_network_is_its_largest_weight(linear: nn.Module
 
 
 @pytest.mark.parametrize("method", ["input_x_gradient", "integrated_gradients"])
-def test_attribution_of_a_linear_network_is_weight_times_picture(linear: nn.Module, method: str) -> None:
+def test_attribution_of_a_linear_network_is_weight_times_image(linear: nn.Module, method: str) -> None:
     torch.testing.assert_close(explore(probe(linear, IMAGE, method, 1)), (weight(linear) * IMAGE[0]).sum(0))
 
 
 def test_integrated_gradients_are_complete() -> None:
-    probing = probe(seeded(Pooled), normalised(picture(32)), "integrated_gradients", 3, steps=200)
+    probing = probe(seeded(Pooled), normalised(random_image(32)), "integrated_gradients", 3, steps=200)
     gained = (probing.logits - probing.forward(torch.zeros_like(probing.image))[0])[3]
     assert abs(gained) > 0.01
     assert explore(probing).sum() == pytest.approx(float(gained), rel=0.01)
 
 
 def test_gradient_shap_adds_up_to_the_difference_from_its_baselines() -> None:
-    probing = probe(seeded(Pooled), normalised(picture(32)), "gradient_shap", 3, samples=2000, noise=0)
+    probing = probe(seeded(Pooled), normalised(random_image(32)), "gradient_shap", 3, samples=2000, noise=0)
     colors = torch.randn(2000, 3, 1, 1, generator=torch.Generator().manual_seed(5)).expand(-1, -1, 32, 32)
     gained = probing.logits[3] - probing.forward(colors)[:, 3].mean()
     assert abs(gained) > 0.01
@@ -64,21 +64,21 @@ def test_gradient_shap_adds_up_to_the_difference_from_its_baselines() -> None:
 
 
 def test_smoothgrad_without_noise_is_saliency() -> None:
-    module, image = seeded(Pooled), normalised(picture(32))
+    module, image = seeded(Pooled), normalised(random_image(32))
     smooth = explore(probe(module, image, "smoothgrad", 2, noise=0, samples=3))
     torch.testing.assert_close(smooth, explore(probe(module, image, "saliency", 2)))
 
 
 @pytest.mark.parametrize("method", ["smoothgrad", "gradient_shap"])
 def test_the_same_seed_gives_the_same_map_and_another_another(method: str) -> None:
-    module, image = seeded(Pooled), normalised(picture(32))
+    module, image = seeded(Pooled), normalised(random_image(32))
     one, again, other = (explore(probe(module, image, method, 2, samples=4, seed=seed)) for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
 
 
 def test_the_number_of_samples_need_not_fill_a_pass() -> None:
-    probing = probe(seeded(Pooled), normalised(picture(32)), "smoothgrad", 2, samples=11)
+    probing = probe(seeded(Pooled), normalised(random_image(32)), "smoothgrad", 2, samples=11)
     explore(probing)
     assert len(probing.asked) == 11
 
@@ -111,7 +111,7 @@ def test_a_guided_copy_shares_parameters_and_leaves_the_network_alone() -> None:
     copy = guide(graph)
     assert graph.module.code == before
     assert {p.data_ptr() for p in copy.module.parameters()} <= {p.data_ptr() for p in graph.module.parameters()}
-    image = normalised(picture(32))
+    image = normalised(random_image(32))
     torch.testing.assert_close(probe_of(copy, image, "saliency").logits, probe_of(graph, image, "saliency").logits)
 
 

@@ -1,4 +1,4 @@
-"""Covering parts of pictures: squares, masks and channels, on networks whose answers are known."""
+"""Covering parts of images: squares, masks and channels, on networks whose answers are known."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from service.engine.methods import METHODS
-from service.engine.types import MethodParameters, EngineRequest
+from service.engine.types import EngineRequest, MethodParameters
 from service.errors import ParameterInvalid
-from tests.engine.methods.probing import explained, explore, normalised, picture, probe
+from tests.engine.methods.probing import explained, explore, normalised, probe, random_image
 from tests.networks import Pooled, network, seeded
 
 
@@ -42,7 +42,7 @@ def test_overlapping_squares_are_averaged() -> None:
     assert found[0, 12] == 0
 
 
-def test_a_window_larger_than_the_picture_covers_it_all() -> None:
+def test_a_window_larger_than_the_image_covers_it_all() -> None:
     torch.testing.assert_close(explore(probe(Corner(), WHITE, "occlusion", window=500, stride=500)), torch.ones(32, 32))
 
 
@@ -51,7 +51,7 @@ def test_a_stride_that_leaves_gaps_is_refused() -> None:
         explore(probe(Corner(), WHITE, "occlusion", window=4, stride=5))
 
 
-def test_the_squares_are_counted_before_the_picture_is_known() -> None:
+def test_the_squares_are_counted_before_the_image_is_known() -> None:
     assert METHODS["occlusion"].passes(MethodParameters(window=32, stride=16)) == 13 * 13
 
 
@@ -67,15 +67,18 @@ def test_a_rise_of_the_same_seed_is_the_same_and_another_another() -> None:
     assert not torch.equal(one, other)
 
 
-def test_rise_takes_pictures_that_the_grid_does_not_divide() -> None:
+def test_rise_takes_images_that_the_grid_does_not_divide() -> None:
     assert explore(probe(Corner(), torch.ones(1, 3, 33, 50), "rise", samples=9)).shape == (33, 50)
 
 
 def test_scorecam_of_few_channels_takes_those_that_vary_most() -> None:
     net = network(seeded(Pooled), "stem")
-    pixels = picture(32)
+    pixels = random_image(32)
     few, all_, more = (
-        explained(net, EngineRequest(pixels, classes=(1,), method="scorecam", parameters=MethodParameters(samples=n))).maps[0][0] for n in (1, 8, 9)
+        explained(net, EngineRequest(pixels, classes=(1,), method="scorecam", parameters=MethodParameters(samples=n))).maps[0][
+            0
+        ]
+        for n in (1, 8, 9)
     )
     with torch.no_grad():
         channels = seeded(Pooled).get_submodule("stem")(normalised(pixels))[0]
@@ -87,6 +90,7 @@ def test_scorecam_of_few_channels_takes_those_that_vary_most() -> None:
 
 def test_scorecam_answers_for_every_layer() -> None:
     found = explained(
-        network(seeded(Pooled), "block"), EngineRequest(picture(32), classes=(1,), method="scorecam", layers=("stem", "block"))
+        network(seeded(Pooled), "block"),
+        EngineRequest(random_image(32), classes=(1,), method="scorecam", layers=("stem", "block")),
     )
     assert [grid.shape for grid in found.maps[0]] == [(16, 16), (8, 8)]

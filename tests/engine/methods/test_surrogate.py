@@ -11,14 +11,14 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
-from service.engine.methods.surrogate import coalitions, ridge, shapley
 from service.engine.methods.superpixels import superpixels
-from tests.engine.methods.probing import explore, normalised, picture, probe
+from service.engine.methods.surrogate import coalitions, ridge, shapley
+from tests.engine.methods.probing import explore, normalised, probe, random_image
 from tests.networks import Pooled, seeded
 
 
 class Linear(nn.Module):
-    """Score = sum of weight times picture, plus a bias."""
+    """Score = sum of weight times image, plus a bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,11 +29,11 @@ class Linear(nn.Module):
         return logits
 
 
-IMAGE = normalised(picture(32))
+IMAGE = normalised(random_image(32))
 
 
 def by_segment(segments: int) -> tuple[np.ndarray, np.ndarray, nn.Module]:
-    """Superpixels of the picture, and what each adds to the score of a linear network, which comes too."""
+    """Superpixels of the image, and what each adds to the score of a linear network, which comes too."""
     module = seeded(Linear)
     pixels = (module.get_parameter("layer.weight")[1].view(3, 32, 32) * IMAGE[0]).sum(0).numpy()
     labels = superpixels(IMAGE[0].permute(1, 2, 0).numpy(), segments)
@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_map_and_another_another(method: str) -> No
 @pytest.mark.parametrize("method", ["lime", "kernel_shap"])
 @pytest.mark.parametrize(("samples", "segments"), [(1, 2), (1, 40), (7, 500)])
 def test_few_samples_or_tiny_segments_still_give_numbers(method: str, samples: int, segments: int) -> None:
-    found = explore(probe(seeded(Pooled), normalised(picture(16)), method, 2, samples=samples, segments=segments))
+    found = explore(probe(seeded(Pooled), normalised(random_image(16)), method, 2, samples=samples, segments=segments))
     assert torch.isfinite(found).all()
 
 
@@ -109,7 +109,7 @@ def test_superpixels_follow_the_edge_between_two_colours() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (5, 200, 1), (64, 48, 3)])
-def test_superpixels_of_odd_pictures(shape: tuple[int, int, int]) -> None:
+def test_superpixels_of_odd_images(shape: tuple[int, int, int]) -> None:
     labels = superpixels(np.random.default_rng(0).normal(size=shape).astype(np.float32), 30)
     assert labels.shape == shape[:2]
     assert set(labels.ravel()) == set(range(labels.max() + 1))

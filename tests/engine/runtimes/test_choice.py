@@ -15,14 +15,14 @@ from service.engine.cards.card import Card
 from service.engine.network import Network
 from service.engine.runtimes import TORCH_FP32, RuntimeOptions, openvino
 from service.engine.runtimes import torch as eager
-from service.engine.types import LayerStatisticsRequest, EngineResult, EngineRequest
+from service.engine.types import EngineRequest, EngineResult, LayerStatisticsRequest
 from service.errors import ConfigurationError
 from tests.cards import write_card
 from tests.networks import Pooled, network, seeded
 
 pytest.importorskip("openvino")
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
 
 
 class Rounded(Pooled):
@@ -93,8 +93,8 @@ def test_bf16_where_answers_stay_the_same_and_it_is_faster(monkeypatch: pytest.M
     plan = RuntimeOptions("torch" if engine == "torch" else "openvino", "auto")
     net = network(module(), "block", plan=plan)
     assert (net.engine, net.precision) == (engine, "bf16")
-    (found,) = net.run([EngineRequest(PICTURE, best=1)])
-    (exact,) = network(module(), "block").run([EngineRequest(PICTURE, best=1)])
+    (found,) = net.run([EngineRequest(IMAGE, best=1)])
+    (exact,) = network(module(), "block").run([EngineRequest(IMAGE, best=1)])
     assert isinstance(found, EngineResult)
     assert isinstance(exact, EngineResult)
     assert (found.engine, found.precision) == (engine, "bf16")
@@ -126,16 +126,16 @@ def test_every_answer_says_what_computed_it() -> None:
     net = network(module(), "block", plan=RuntimeOptions("openvino", "fp32"))
     other_size = np.zeros((48, 48, 3), np.uint8)
     works = [
-        EngineRequest(PICTURE, best=1),
-        EngineRequest(PICTURE, best=1, layers=("stem",)),
-        EngineRequest(PICTURE),
-        EngineRequest(PICTURE, best=1, layers=("block",)),
+        EngineRequest(IMAGE, best=1),
+        EngineRequest(IMAGE, best=1, layers=("stem",)),
+        EngineRequest(IMAGE),
+        EngineRequest(IMAGE, best=1, layers=("block",)),
         EngineRequest(other_size, best=1),
-        EngineRequest(PICTURE, best=1, method="saliency"),
+        EngineRequest(IMAGE, best=1, method="saliency"),
     ]
     found = [outcome.engine for outcome in net.run(works) if isinstance(outcome, EngineResult)]
     assert found == ["openvino", "torch", "openvino", "openvino", "torch", "torch"]
-    assert net.inspect(LayerStatisticsRequest(PICTURE, None, None, ("block",), 3)).engine == "torch"
+    assert net.inspect(LayerStatisticsRequest(IMAGE, None, None, ("block",), 3)).engine == "torch"
 
 
 def test_a_card_overrides_the_service(tmp_path: Path) -> None:

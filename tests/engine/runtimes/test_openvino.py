@@ -13,11 +13,11 @@ from structlog.testing import capture_logs
 from torch import Tensor, nn
 
 from service.engine.graph.export import export
+from service.engine.graph.split import Split, split
 from service.engine.network import Network
 from service.engine.runtimes import RuntimeOptions, openvino
 from service.engine.runtimes.torch import TorchTrunk
-from service.engine.graph.split import Split, split
-from service.engine.types import EngineResult, EngineRequest
+from service.engine.types import EngineRequest, EngineResult
 from tests.networks import Pooled, network, seeded
 
 pytest.importorskip("openvino")
@@ -74,7 +74,7 @@ def module_of(name: str) -> nn.Module:
 
 def works_of(count: int, size: int) -> list[EngineRequest]:
     pixels = np.random.default_rng(3).integers(0, 256, (count, size, size, 3), np.uint8)
-    return [EngineRequest(picture, best=2) for picture in pixels]
+    return [EngineRequest(image, best=2) for image in pixels]
 
 
 def outcomes(net: Network, works: list[EngineRequest]) -> list[EngineResult]:

@@ -26,9 +26,9 @@ def outcome(grid: NDArray[np.floating[Any]], best: int = 1) -> EngineResult:
 
 
 def test_the_photographs_are_few_different_and_small() -> None:
-    pictures = photographs(40, 30)
-    assert {picture.shape for picture in pictures} == {(40, 30, 3)}
-    assert len(pictures) == len({picture.tobytes() for picture in pictures}) == 8
+    images = photographs(40, 30)
+    assert {image.shape for image in images} == {(40, 30, 3)}
+    assert len(images) == len({image.tobytes() for image in images}) == 8
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from service.engine.graph.export import export
 from service.engine.sources import load
 from service.engine.sources.keras import keras
 from service.errors import ConfigurationError
-from tests.engine.test_card import GOOD, card
+from tests.engine.cards.test_card import GOOD, card
 
 # Keras' own way of writing torch's weights to a file.
 writes = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -33,11 +33,11 @@ def nested() -> Any:
     layers = keras.layers
     with keras.device("cpu"):
         inner = keras.Sequential([keras.Input((16, 16, 3)), layers.Conv2D(8, 3, padding="same", name="conv")], name="inner")
-        picture = keras.Input((16, 16, 3))
-        features = inner(picture)
+        image = keras.Input((16, 16, 3))
+        features = inner(image)
         doubled = layers.ReLU(name="act")(features + features)
         scores = layers.Dense(4, name="scores")(layers.GlobalAveragePooling2D()(doubled))
-        return keras.Model(picture, layers.Activation("softmax", name="softmax")(scores))
+        return keras.Model(image, layers.Activation("softmax", name="softmax")(scores))
 
 
 def with_file(folder: Path, file: str, text: str) -> Card:
@@ -49,10 +49,10 @@ def with_file(folder: Path, file: str, text: str) -> Card:
 def test_a_saved_model_gives_its_logits(nested: Any, tmp_path: Path) -> None:
     nested.save(tmp_path / "net.keras")
     loaded = load(with_file(tmp_path, "net.keras", MOBILENET.replace("crop = 32", SCALED)))
-    pictures = torch.rand(2, 3, 16, 16)
+    images = torch.rand(2, 3, 16, 16)
     with torch.no_grad(), keras.device("cpu"):
-        expected = nested(pictures.permute(0, 2, 3, 1), training=False)
-        logits = loaded.module(pictures)
+        expected = nested(images.permute(0, 2, 3, 1), training=False)
+        logits = loaded.module(images)
     torch.testing.assert_close(logits.softmax(dim=1), expected)
     assert not torch.allclose(logits.sum(dim=1), torch.ones(2))
     assert loaded.preprocessing.height == 16
@@ -70,10 +70,10 @@ def test_the_weights_of_an_application(tmp_path: Path) -> None:
         model = keras.applications.MobileNetV2(weights=None, alpha=0.35, classes=4, input_shape=(32, 32, 3))
     model.save_weights(tmp_path / "net.weights.h5")
     loaded = load(with_file(tmp_path, "net.weights.h5", text))
-    pictures = torch.rand(1, 3, 32, 32)
+    images = torch.rand(1, 3, 32, 32)
     with torch.no_grad(), keras.device("cpu"):
-        expected = model(pictures.permute(0, 2, 3, 1), training=False)
-        torch.testing.assert_close(loaded.module(pictures).softmax(dim=1), expected)
+        expected = model(images.permute(0, 2, 3, 1), training=False)
+        torch.testing.assert_close(loaded.module(images).softmax(dim=1), expected)
     assert loaded.preprocessing.mean == loaded.preprocessing.std == (0.5, 0.5, 0.5)
     with pytest.raises(ConfigurationError, match="does not hold weights"):
         load(with_file(tmp_path, "net.weights.h5", text.replace("classes = 4", "classes = 5")))
@@ -86,12 +86,12 @@ def test_an_application_that_wants_bgr(tmp_path: Path) -> None:
     loaded = load(Card.read(card(tmp_path, MOBILENET.replace("MobileNetV2", "VGG16"))))
     mean = loaded.preprocessing.mean
     assert [round(255 * value, 2) for value in mean] == [123.68, 116.78, 103.94]
-    pictures = torch.rand(1, 3, 32, 32)
+    images = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
-        seen = loaded.module.get_submodule("block1_conv1")(pictures.flip(1).permute(0, 2, 3, 1))
+        seen = loaded.module.get_submodule("block1_conv1")(images.flip(1).permute(0, 2, 3, 1))
         graph = export("bgr", loaded.module, (3, 32, 32))
         node = graph.layer_nodes()["block1_conv1"]
-        (found,) = torch.fx.Interpreter(_until(graph.module, node)).run(pictures)
+        (found,) = torch.fx.Interpreter(_until(graph.module, node)).run(images)
     torch.testing.assert_close(found, seen)
 
 

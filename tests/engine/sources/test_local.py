@@ -12,7 +12,7 @@ from service.engine.cards.card import Card
 from service.engine.graph.export import export
 from service.engine.sources import load
 from service.errors import ConfigurationError
-from tests.engine.test_card import GOOD, card
+from tests.engine.cards.test_card import GOOD, card
 from tests.networks import Pooled, seeded
 
 LOCAL = GOOD.replace('source = "timm"\nname = "resnet18"', 'source = "local"') + (
@@ -36,8 +36,8 @@ def with_file(folder: Path, text: str = LOCAL) -> Card:
 
 def test_a_saved_program_answers_as_its_network(tmp_path: Path) -> None:
     loaded = load(saved(tmp_path))
-    pictures = torch.rand(3, 3, 32, 40)
-    assert torch.equal(loaded.module(pictures), seeded(Pooled)(pictures))
+    images = torch.rand(3, 3, 32, 40)
+    assert torch.equal(loaded.module(images), seeded(Pooled)(images))
     assert (loaded.preprocessing.height, loaded.preprocessing.width) == (32, 40)
     assert not any(p.requires_grad for p in loaded.module.parameters())
     assert {"stem", "block"} <= set(export("saved", loaded.module, (3, 32, 40)).layers())

@@ -14,7 +14,7 @@ from service.engine.cards.card import Card, read_cards
 from service.engine.sources import load
 from service.errors import ConfigurationError
 from service.settings import REPOSITORY_MODELS
-from tests.engine.test_card import GOOD, card
+from tests.engine.cards.test_card import GOOD, card
 
 CARDS = read_cards(REPOSITORY_MODELS)
 RESNET18 = GOOD.replace('source = "timm"', 'source = "torchvision"')

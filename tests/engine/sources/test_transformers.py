@@ -1,4 +1,4 @@
-"""Classifiers of transformers: logits unwrapped, weights of a file or a repository, pictures prepared as the library does."""
+"""Classifiers of transformers: logits unwrapped, weights of a file or a repository, images prepared as the library does."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from service.engine.cards.card import Card
 from service.engine.network import Network
 from service.engine.sources import load
 from service.engine.sources.transformers import preprocessing_of
-from service.engine.types import EngineResult, EngineRequest
+from service.engine.types import EngineRequest, EngineResult
 from service.errors import ConfigurationError
 from service.imaging.geometry import InputSpec, place, prepare
-from tests.engine.test_card import GOOD, card
+from tests.engine.cards.test_card import GOOD, card
 from tests.images import scene
 
 transformers: Any = pytest.importorskip("transformers")
@@ -46,8 +46,8 @@ def with_weights(folder: Path, state: dict[str, torch.Tensor], text: str = VIT) 
 def test_a_checkpoint_gives_the_librarys_logits(tmp_path: Path) -> None:
     module = tiny()
     loaded = load(with_weights(tmp_path, module.state_dict()))
-    pictures = torch.rand(2, 3, 64, 64)
-    torch.testing.assert_close(loaded.module(pictures), module(pictures).logits.detach())
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(loaded.module(images), module(images).logits.detach())
     assert loaded.preprocessing.fit == "squash"
     assert (loaded.preprocessing.height, loaded.preprocessing.width) == (64, 64)
 
@@ -55,7 +55,9 @@ def test_a_checkpoint_gives_the_librarys_logits(tmp_path: Path) -> None:
 def test_its_attention_is_explained(tmp_path: Path) -> None:
     network = Network("tiny", load(with_weights(tmp_path, tiny().state_dict())), (), torch.device("cpu"))
     assert network.default_layers == ("vit.layers.1.layernorm_before",)
-    outcomes = network.run([EngineRequest(scene(64, 64), classes=(3,), method=name) for name in ("gradcam", "attention_rollout")])
+    outcomes = network.run(
+        [EngineRequest(scene(64, 64), classes=(3,), method=name) for name in ("gradcam", "attention_rollout")]
+    )
     for outcome in outcomes:
         assert isinstance(outcome, EngineResult), outcome
         assert outcome.maps[0][0].shape == (4, 4)
@@ -88,8 +90,8 @@ def test_a_repository_at_its_revision(tmp_path: Path, monkeypatch: pytest.Monkey
     transformers.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained("our/net")
     text = VIT.replace(ARGS, "").replace("random = 0", f'hub = "our/net"\nrevision = "{"a" * 40}"')
     loaded = load(Card.read(card(tmp_path, text)))
-    pictures = torch.rand(1, 3, 64, 64)
-    torch.testing.assert_close(loaded.module(pictures), module(pictures).logits.detach())
+    images = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(loaded.module(images), module(images).logits.detach())
 
 
 def test_a_family_without_a_classifier(tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ def test_a_family_without_a_classifier(tmp_path: Path) -> None:
         ("BitImageProcessorPil", {}),
     ],
 )
-def test_pictures_are_prepared_as_the_library_prepares_them(family: str, args: dict[str, Any]) -> None:
+def test_images_are_prepared_as_the_library_prepares_them(family: str, args: dict[str, Any]) -> None:
     processor = getattr(transformers, family)(**args)
     theirs = processor(Image.fromarray(scene(500, 375)), return_tensors="np")["pixel_values"][0]
     own = preprocessing_of(processor)

@@ -1,0 +1,1 @@
+"""Model cards and class labels: what an operator writes down about a model. Knows no torch."""

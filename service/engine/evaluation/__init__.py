@@ -1,0 +1,1 @@
+"""How faithful a map is to the network. Knows no method."""
