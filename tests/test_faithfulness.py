@@ -65,7 +65,7 @@ def networks() -> tuple[Network, Network]:
 def seen(networks: tuple[Network, Network]) -> list[NDArray[np.uint8]]:
     """The photographs as the network sees them."""
     own = networks[0].preprocessing
-    spec = InputSpec(own.height, own.width, own.resize, own.interpolation)
+    spec = InputSpec(height=own.height, width=own.width, resize=own.resize, interpolation=own.interpolation)
     decoded = [decode(photo.data, Limits()).rgb for photo in ALL]
     return [prepare(rgb, place(rgb.shape[1], rgb.shape[0], spec, own.fit), spec, (0, 0, 0)) for rgb in decoded]
 
@@ -82,7 +82,7 @@ def test_shuffled_weights_of_the_head_change_the_map(
     parameters = METHODS[method].defaults
     classes = [photo.top[0] for photo in ALL]
     works = [
-        EngineRequest(pixels, classes=(c,), method=method, parameters=parameters)
+        EngineRequest(pixels=pixels, classes=(c,), method=method, parameters=parameters)
         for pixels, c in zip(seen, classes, strict=True)
     ]
     for one, other in zip(*(network.run(works) for network in networks), strict=True):

@@ -65,7 +65,7 @@ class RequestLogMiddleware:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        record = RequestLog(given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        record = RequestLog(id=given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         scope.setdefault("state", {})["record"] = record
         bound = {"request_id": record.id}
         if trace := TRACE_PARENT.fullmatch(headers.get("traceparent", "")):

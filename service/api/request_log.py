@@ -14,7 +14,7 @@ from starlette.types import Scope
 from service.explain.results import Answer
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class RequestLog:
     """`status` is 499 for a client that left, as nginx has it. `model` is the name of a served model, or ""."""
 

@@ -22,7 +22,7 @@ from service.settings import Settings
 from service.telemetry import Metrics
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
     """Medians over the rounds of one batch size. `ratio` is of explain over predict, taken in each round."""
 
@@ -75,14 +75,17 @@ def measure(network: Network, batch_size: int, rounds: int) -> Timed:
     """
     height, width = network.preprocessing.height, network.preprocessing.width
     noise = np.random.default_rng(0).integers(0, 256, (batch_size, height, width, 3), np.uint8)
-    predictions, explanations = [EngineRequest(pixels) for pixels in noise], [EngineRequest(pixels, best=1) for pixels in noise]
+    predictions, explanations = (
+        [EngineRequest(pixels=pixels) for pixels in noise],
+        [EngineRequest(pixels=pixels, best=1) for pixels in noise],
+    )
     _seconds(network, explanations)
     taken = [(_seconds(network, predictions), _seconds(network, explanations)) for _ in range(rounds)]
     return Timed(
-        batch_size,
-        statistics.median(predict for predict, _ in taken),
-        statistics.median(explain for _, explain in taken),
-        statistics.median(explain / predict for predict, explain in taken),
+        batch_size=batch_size,
+        predict_s=statistics.median(predict for predict, _ in taken),
+        explain_s=statistics.median(explain for _, explain in taken),
+        ratio=statistics.median(explain / predict for predict, explain in taken),
     )
 
 

@@ -31,7 +31,7 @@ COLUMNS = ("file", "class_id", "label", "map", *FIGURES, "ms")
 BASELINES = {"random": "random map", "center": "map of the centre"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """One method on one class of one file; `infer_ms` is of the network, for all of the file's classes."""
 
@@ -109,7 +109,14 @@ async def _measure(explainer: Explainer, file: Path, method: str, options: Optio
     subject = ImageInput(await asyncio.to_thread(file.read_bytes), options.targets)
     answer = await explainer.explain([subject], asked, "json", asyncio.get_running_loop().time() + DEADLINE_S)
     return [
-        Measured(file, method, found.prediction.class_id, found.prediction.label, answer.timings.infer, found.evaluation)
+        Measured(
+            file=file,
+            method=method,
+            class_id=found.prediction.class_id,
+            label=found.prediction.label,
+            infer_ms=answer.timings.infer,
+            evaluation=found.evaluation,
+        )
         for result in answer.results
         for found in result.explanations
         if found.evaluation is not None

@@ -28,7 +28,7 @@ MAX_ROWS = 32  # of one head pass: bounds memory when many classes are asked at 
 Maps = tuple[NDArray[np.float32], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Images of one size whose trunk has run.
 
@@ -59,7 +59,7 @@ class HeadRow:
     class_id: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeadResult:
     """What the head said of a row: logits float32 ``[classes]`` and, from a batched method, a map for each cut layer."""
 
@@ -117,7 +117,7 @@ def _head(batch: Batch, rows: Sequence[HeadRow]) -> list[HeadResult]:
     classes = [int(scores[i].argmax()) if row.class_id is None else row.class_id for i, row in enumerate(rows)]
     asked = [batch.works[image] for image in images]
     maps = _maps(batch.parts, logits, activations, classes, asked)
-    return [HeadResult(row, classes[i], scores[i], maps[i]) for i, row in enumerate(rows)]
+    return [HeadResult(row=row, class_id=classes[i], logits=scores[i], maps=maps[i]) for i, row in enumerate(rows)]
 
 
 def _maps(
@@ -222,4 +222,11 @@ def _outcome(batch: Batch, image: int, explained: Sequence[HeadResult]) -> Engin
         return broken
     trunk = batch.parts.trunk
     layers = work.layers if method.layered else ()
-    return EngineResult(logits, tuple(e.class_id for e in wanted), maps, layers, trunk.engine, trunk.precision)
+    return EngineResult(
+        logits=logits,
+        classes=tuple(e.class_id for e in wanted),
+        maps=maps,
+        layers=layers,
+        engine=trunk.engine,
+        precision=trunk.precision,
+    )

@@ -66,7 +66,11 @@ def inspect(image: Tensor, parts: Split, asked: LayerStatisticsRequest) -> Layer
         for layer, layout, a, g in zip(parts.layers, parts.layouts, activations, gradients, strict=True)
     )
     return LayerStatisticsResult(
-        _finite(logits[0].detach().float().cpu().numpy()), class_id, views, parts.trunk.engine, parts.trunk.precision
+        logits=_finite(logits[0].detach().float().cpu().numpy()),
+        class_id=class_id,
+        layers=views,
+        engine=parts.trunk.engine,
+        precision=parts.trunk.precision,
     )
 
 

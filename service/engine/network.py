@@ -237,7 +237,7 @@ class Network:
         """Runs the whole way twice per batch size, so that the first request meets nothing cold."""
         blank = np.zeros((*self._size, 3), np.uint8)
         for size in batch_sizes:
-            works = [EngineRequest(blank, best=1)] * size
+            works = [EngineRequest(pixels=blank, best=1)] * size
             self.run(works)
             self.seconds_per_image = 0.0  # the first run of a size is no measure
             self.run(works)
@@ -263,14 +263,22 @@ class Network:
         with torch.no_grad():
             crossing = tuple(parts.trunk(images))
         return explain_batch(
-            Batch(self._cuts.at(size), images, parts, crossing, works, lambda layers: self._split(size, layers), step_aside)
+            Batch(
+                network=self._cuts.at(size),
+                images=images,
+                parts=parts,
+                crossing=crossing,
+                works=works,
+                split_at=lambda layers: self._split(size, layers),
+                step_aside=step_aside,
+            )
         )
 
     def _calibrated(self, plan: RuntimeOptions) -> Split:
         """The card's own cut with the trunk to serve with."""
         if plan.exact:
             return self._exact
-        works = [EngineRequest(image, best=1, layers=self.default_layers) for image in photographs(*self._size)]
+        works = [EngineRequest(pixels=image, best=1, layers=self.default_layers) for image in photographs(*self._size)]
 
         def answers(trunk: Trunk) -> list[EngineResult]:
             found = self._explain(replace(self._exact, trunk=trunk), works, lambda: None)

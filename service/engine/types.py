@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MethodParameters:
     """Parameters of methods. None: not asked for, or not a parameter of the method at hand.
 
@@ -46,7 +46,7 @@ class MethodParameters:
     rivals: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
     """One image for the network.
 
@@ -76,7 +76,7 @@ class EngineRequest:
         return len(self.classes) or self.best
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineResult:
     """What the network said of one image.
 
@@ -97,7 +97,7 @@ class EngineResult:
     precision: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerInfo:
     """A place where the network can be explained.
 
@@ -113,7 +113,7 @@ class LayerInfo:
     layout: Literal["nchw", "nhwc", "tokens"] = "nchw"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRequest:
     """Maps of one image, to be measured against the network.
 
@@ -134,7 +134,7 @@ class EvaluationRequest:
     abandoned: Event = field(default_factory=Event, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Faithfulness:
     """How one map fares. All probabilities are of the class explained.
 
@@ -161,7 +161,7 @@ class Faithfulness:
     road_least: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """A map's faithfulness beside that of a random map and of a bump in the centre.
 
@@ -179,7 +179,7 @@ class Evaluation:
     center: Faithfulness
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStatisticsRequest:
     """One image, to look at what its layers do for a class.
 
@@ -217,7 +217,7 @@ class Channel:
     mean: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStatistics:
     """What one layer does for a class.
 
@@ -242,7 +242,7 @@ class LayerStatistics:
     maps: NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStatisticsResult:
     """What the network said of an image, and what its layers did for `class_id`; `engine`, `precision` as in `EngineResult`."""
 

@@ -115,8 +115,8 @@ class Batcher(Generic[Item, Result]):
             return []
         self._admit(len(items))
         loop = asyncio.get_running_loop()
-        call: Call[Result] = Call(len(items), deadline, loop.create_future())
-        tickets = [Ticket(item, index, call, time.perf_counter()) for index, item in enumerate(items)]
+        call: Call[Result] = Call(size=len(items), deadline=deadline, future=loop.create_future())
+        tickets = [Ticket(item=item, index=index, call=call, queued_at=time.perf_counter()) for index, item in enumerate(items)]
         expiry = loop.call_at(deadline, call.expire)
         self._calls.add(call)
         self._waiting.update(dict.fromkeys(tickets))
@@ -217,7 +217,10 @@ class Batcher(Generic[Item, Result]):
                 if isinstance(result, BaseException):
                     ticket.call.settle(_presentable(result))
                 else:
-                    ticket.call.answer(ticket.index, BatchResult(result, started - ticket.queued_at, ran_s, size))
+                    ticket.call.answer(
+                        ticket.index,
+                        BatchResult(value=result, queued_s=started - ticket.queued_at, ran_s=ran_s, batch_size=size),
+                    )
 
     def _attempt(self, items: Sequence[Item]) -> tuple[Sequence[Result | BaseException] | BaseException, float]:
         """Call `run`, in a thread. What it raises is returned: not every exception may pass through a future."""

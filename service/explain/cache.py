@@ -31,7 +31,7 @@ ENTRY_BYTES: Final = 768
 ARRAY_BYTES: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheKey:
     """Everything that decides an outcome, but the model.
 
@@ -125,7 +125,7 @@ class Cache:
                 if index in found:
                     continue
                 if reuse == "use" and (outcome := self._recall(key)) is not None:
-                    found[index] = CacheResult(BatchResult(outcome, 0.0, 0.0, 0), "hit")
+                    found[index] = CacheResult(BatchResult(value=outcome, queued_s=0.0, ran_s=0.0, batch_size=0), "hit")
                 elif reuse == "use" and key in self._flights and key not in failed:
                     others[index] = self._flights[key]
                 else:
@@ -200,7 +200,12 @@ def _own(done: BatchResult[EngineResult]) -> BatchResult[EngineResult]:
     """With arrays of its own, for a view would keep its whole batch in memory, that nobody can change."""
     outcome = done.value
     maps = tuple(tuple(_frozen(one) for one in layers) for layers in outcome.maps)
-    return BatchResult(replace(outcome, logits=_frozen(outcome.logits), maps=maps), done.queued_s, done.ran_s, done.batch_size)
+    return BatchResult(
+        value=replace(outcome, logits=_frozen(outcome.logits), maps=maps),
+        queued_s=done.queued_s,
+        ran_s=done.ran_s,
+        batch_size=done.batch_size,
+    )
 
 
 def _frozen(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -212,4 +217,4 @@ def _frozen(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def _within(done: BatchResult[EngineResult], seconds: float) -> BatchResult[EngineResult]:
     """Another's outcome, with the part of its times that fell into one's own wait."""
     ran_s = min(done.ran_s, seconds)
-    return BatchResult(done.value, seconds - ran_s, ran_s, done.batch_size)
+    return BatchResult(value=done.value, queued_s=seconds - ran_s, ran_s=ran_s, batch_size=done.batch_size)

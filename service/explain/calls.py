@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchResult(Generic[Result]):
     """One item's result, with the seconds it waited, the seconds its batch ran, and the items in that batch."""
 
@@ -22,7 +22,7 @@ class BatchResult(Generic[Result]):
     batch_size: int
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, kw_only=True)
 class Call(Generic[Result]):
     """One `submit`. A failure is a result of the future, not its exception: a caller who left need not collect it."""
 
@@ -47,7 +47,7 @@ class Call(Generic[Result]):
             self.future.set_result(outcome)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Ticket(Generic[Item, Result]):
     """One item's place in the line. `queued_at` is of `perf_counter`: a loop's own clock may count in milliseconds."""
 

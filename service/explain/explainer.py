@@ -94,7 +94,10 @@ class Explainer:
 
     def methods(self) -> list[MethodInfo]:
         """Every explanation method."""
-        return [MethodInfo(m.name, m.family, m.cost, m.parameters, m.paper, m.summary) for m in METHODS.values()]
+        return [
+            MethodInfo(name=m.name, family=m.family, cost=m.cost, options=m.parameters, paper=m.paper, summary=m.summary)
+            for m in METHODS.values()
+        ]
 
     def _plan(
         self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery, reuse: CachePolicy, *, explain: bool
@@ -109,7 +112,14 @@ class Explainer:
         most = self._settings.max_classes_per_image
         wanted = tuple(model.wanted(subject.targets, explain=explain, most=most) for subject in subjects)
         return Plan(
-            model, method if explain else METHODS["gradcam"], parameters, tuple(subjects), wanted, options, delivery, reuse
+            model=model,
+            method=method if explain else METHODS["gradcam"],
+            parameters=parameters,
+            subjects=tuple(subjects),
+            wanted=wanted,
+            options=options,
+            delivery=delivery,
+            reuse=reuse,
         )
 
     async def _answer(self, plan: Plan, deadline: float, ask: Ask) -> Answer:

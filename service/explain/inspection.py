@@ -27,12 +27,12 @@ def inspections(plan: Plan, seen: Sequence[PreparedImage], abandoned: threading.
     """What the network is asked, for each image."""
     return [
         LayerStatisticsRequest(
-            image.pixels,
-            asked.classes[0] if asked.classes else None,
-            asked.versus,
-            plan.options.layer,
-            plan.options.channels,
-            abandoned,
+            pixels=image.pixels,
+            class_id=asked.classes[0] if asked.classes else None,
+            versus=asked.versus,
+            layers=plan.options.layer,
+            channels=plan.options.channels,
+            abandoned=abandoned,
         )
         for image, asked in zip(seen, plan.wanted, strict=True)
     ]
@@ -57,8 +57,11 @@ def draw_inspection(
         label = found.prediction.label
         sheet = tile_sheet([_section(view, label, options) for view in inspected.layers], columns=COLUMNS)
         height, width, _ = sheet.shape
-        image = Encoded(f"image/{delivery}", width, height, encode_image(sheet, delivery))
-    return RenderedImage(ImageResult(seen.info, reading.best(wanted.listed), (), found), overlay=image)
+        image = Encoded(media_type=f"image/{delivery}", width=width, height=height, data=encode_image(sheet, delivery))
+    return RenderedImage(
+        result=ImageResult(image=seen.info, predictions=reading.best(wanted.listed), explanations=(), inspection=found),
+        overlay=image,
+    )
 
 
 def _section(view: LayerStatistics, label: str, options: Options) -> Section:

@@ -30,7 +30,7 @@ from service.telemetry import Metrics
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClassSelection:
     """The classes of one image, found: `classes` in order, or the `best` so many where none was named."""
 
@@ -62,11 +62,11 @@ class ClassScores:
     def of(self, class_id: int) -> Prediction:
         """What the network says of one class."""
         return Prediction(
-            class_id,
-            self._labels.label(class_id),
-            self._labels.wordnet_id(class_id),
-            float(self._probabilities[class_id]),
-            float(self._logits[class_id]),
+            class_id=class_id,
+            label=self._labels.label(class_id),
+            wordnet_id=self._labels.wordnet_id(class_id),
+            probability=float(self._probabilities[class_id]),
+            logit=float(self._logits[class_id]),
         )
 
     def best(self, count: int) -> tuple[Prediction, ...]:
@@ -88,14 +88,19 @@ class Model:
         self.network = network
         self.labels = labels
         pre = network.preprocessing
-        self.spec = InputSpec(pre.height, pre.width, pre.resize, pre.interpolation)
+        self.spec = InputSpec(height=pre.height, width=pre.width, resize=pre.resize, interpolation=pre.interpolation)
         self.fit = pre.fit
         red, *others = (round(255 * mean) for mean in pre.mean)
         green, blue = others or (red, red)
         self.fill = (red, green, blue)
         self.max_batch_size = card.runtime.max_batch_size or settings.max_batch_size
         self.identity = ModelIdentity(
-            card.name, card.version, network.digest, network.precision, network.engine, network.device
+            name=card.name,
+            version=card.version,
+            digest=network.digest,
+            precision=network.precision,
+            engine=network.engine,
+            device=network.device,
         )
         self.cache = Cache(settings.cache_entries, settings.cache_bytes)
         self.batcher: Batcher[EngineRequest, EngineResult] = Batcher(
@@ -130,7 +135,9 @@ class Model:
             ConfigurationError: the card cannot be fulfilled.
         """
         labels = read_labels(card)
-        plan = RuntimeOptions(settings.engine, settings.precision, settings.engine_threads, settings.replicas)
+        plan = RuntimeOptions(
+            engine=settings.engine, precision=settings.precision, threads=settings.engine_threads, calls=settings.replicas
+        )
         network = Network.load(card, device, plan, random_weights=settings.random_weights)
         if network.classes == 1:
             raise ConfigurationError(
@@ -152,7 +159,7 @@ class Model:
         await self._jobs.start()
         blank = np.zeros((self.spec.height, self.spec.width, 3), np.uint8)
         try:
-            await self.batcher.submit([EngineRequest(blank)], deadline=asyncio.get_running_loop().time() + 60)
+            await self.batcher.submit([EngineRequest(pixels=blank)], deadline=asyncio.get_running_loop().time() + 60)
         except BaseException:
             await self.close()
             raise
@@ -193,16 +200,19 @@ class Model:
         """
         listed = min(targets.top_k or 5, len(self.labels))
         if not explain:
-            return ClassSelection((), 0, None, listed)
+            return ClassSelection(classes=(), best=0, versus=None, listed=listed)
         classes = (*map(self.labels.check, targets.class_id), *map(self.labels.find, targets.class_name))
         best = 0 if classes else min(targets.top_k or 1, len(self.labels))
         if max(len(classes), best) > most:
             raise ParameterInvalid(f"class_id, class_name, top_k: at most {most} classes of an image are explained at once.")
         against = targets.versus
         if against is None:
-            return ClassSelection(classes, best, None, listed)
+            return ClassSelection(classes=classes, best=best, versus=None, listed=listed)
         return ClassSelection(
-            classes, best, self.labels.find(against) if isinstance(against, str) else self.labels.check(against), listed
+            classes=classes,
+            best=best,
+            versus=self.labels.find(against) if isinstance(against, str) else self.labels.check(against),
+            listed=listed,
         )
 
     def identity_of(self, outcomes: Sequence[EngineResult | LayerStatisticsResult]) -> ModelIdentity:

@@ -18,7 +18,7 @@ from service.explain.preprocess import PreparedImage, Size
 from service.explain.results import Delivery, ImageInput
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A request whose model, method and classes have been found."""
 
@@ -67,14 +67,14 @@ class Plan:
         """What the network is asked; for predictions alone without a layer, so that they share any batch."""
         return [
             EngineRequest(
-                image.pixels,
-                asked.classes,
-                asked.best,
-                asked.versus,
-                self.method.name,
-                self.options.layer if asked.classes or asked.best else (),
-                self.parameters,
-                abandoned,
+                pixels=image.pixels,
+                classes=asked.classes,
+                best=asked.best,
+                versus=asked.versus,
+                method=self.method.name,
+                layers=self.options.layer if asked.classes or asked.best else (),
+                parameters=self.parameters,
+                abandoned=abandoned,
             )
             for image, asked in zip(seen, self.wanted, strict=True)
         ]

@@ -30,7 +30,7 @@ Pixels = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedImage:
     """One image, decoded, and as the network will see it: `pixels` uint8 ``[h, w, 3]``."""
 
@@ -42,10 +42,10 @@ class PreparedImage:
     @property
     def info(self) -> ImageInfo:
         """What the answer says of the image."""
-        return ImageInfo(self.image.width, self.image.height, self.image.format, self.sha256)
+        return ImageInfo(width=self.image.width, height=self.image.height, format=self.image.format, sha256=self.sha256)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Canvas:
     """What the maps of one image are drawn on, `width` by `height` pixels, and the box in it that the network saw."""
 
@@ -110,7 +110,7 @@ def see(data: bytes, limits: Limits, model: Model, fit: Fit | None, drawn: Size 
         )
     placement = place(width, height, model.spec, fit)
     pixels = prepare(image.rgb, placement, model.spec, model.fill, image.shrunk)
-    return PreparedImage(image, hashlib.sha256(data).hexdigest(), placement, pixels)
+    return PreparedImage(image=image, sha256=hashlib.sha256(data).hexdigest(), placement=placement, pixels=pixels)
 
 
 def check_effort(seen: Sequence[PreparedImage], wanted: Sequence[ClassSelection], options: Options, delivery: Delivery) -> None:

@@ -22,7 +22,7 @@ from service.imaging.overlay import OverlayType, compose
 from service.imaging.panel import PanelRow, contact_sheet
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedImage:
     """One image's part of the answer; `rows` and `arrays` are what a document of several is put together from."""
 
@@ -40,7 +40,14 @@ def measure(
     grid = heatmaps[0].grid if heatmaps else (1, 1)
     maps = tuple(heatmap.values for heatmap in heatmaps)
     return model.network.evaluate(
-        EvaluationRequest(seen.pixels, outcome.classes, maps, grid, model.card.labels.activation, abandoned)
+        EvaluationRequest(
+            pixels=seen.pixels,
+            classes=outcome.classes,
+            maps=maps,
+            grid=grid,
+            activation=model.card.labels.activation,
+            abandoned=abandoned,
+        )
     )
 
 
@@ -61,7 +68,7 @@ def draw(
     reading = ClassScores(outcome.logits, model.labels, model.card.labels.activation)
     predictions = reading.best(wanted.listed)
     if not outcome.classes:
-        return RenderedImage(ImageResult(seen.info, predictions, ()))
+        return RenderedImage(result=ImageResult(image=seen.info, predictions=predictions, explanations=()))
     heatmaps = _heatmaps(seen, outcome, options)
     canvas = Canvas.of(seen, options.size)
     explanations: list[Explanation] = []
@@ -104,7 +111,12 @@ def draw(
                 evaluation=evaluation,
             )
         )
-    return RenderedImage(ImageResult(seen.info, predictions, tuple(explanations)), tuple(rows), tuple(arrays), image)
+    return RenderedImage(
+        result=ImageResult(image=seen.info, predictions=predictions, explanations=tuple(explanations)),
+        rows=tuple(rows),
+        arrays=tuple(arrays),
+        overlay=image,
+    )
 
 
 def document(drawn: Sequence[RenderedImage], options: Options, delivery: Delivery) -> Encoded | None:
@@ -114,7 +126,7 @@ def document(drawn: Sequence[RenderedImage], options: Options, delivery: Deliver
     if delivery == "npy":
         (only,) = drawn
         stack = only.arrays[0] if len(only.arrays) == 1 else np.stack(only.arrays)
-        return Encoded("application/x-npy", stack.shape[-1], stack.shape[-2], encode_npy(stack))
+        return Encoded(media_type="application/x-npy", width=stack.shape[-1], height=stack.shape[-2], data=encode_npy(stack))
     rows = [row for image in drawn for row in image.rows]
     if rows:
         return _image(_sheet(rows, options), delivery)
@@ -140,10 +152,17 @@ def _heatmap(canvas: Canvas, heatmap: Heatmap, options: Options) -> Encoded | li
             listed: list[Any] = canvas.spread(heatmap.values).tolist()
             return listed
         case "npy":
-            return Encoded("application/x-npy", width, height, encode_npy(canvas.spread(heatmap.values)))
+            return Encoded(
+                media_type="application/x-npy", width=width, height=height, data=encode_npy(canvas.spread(heatmap.values))
+            )
         case "png" | "png16":
             bits: Literal[8, 16] = 16 if options.heatmap == "png16" else 8
-            return Encoded("image/png", width, height, encode_grey(canvas.spread(heatmap.shades), bits, signed=heatmap.signed))
+            return Encoded(
+                media_type="image/png",
+                width=width,
+                height=height,
+                data=encode_grey(canvas.spread(heatmap.shades), bits, signed=heatmap.signed),
+            )
 
 
 def _overlay(canvas: Canvas, heatmap: Heatmap, options: Options, overlay_type: OverlayType) -> Pixels:
@@ -195,4 +214,4 @@ def _sheet(rows: Sequence[PanelRow], options: Options) -> Pixels:
 def _image(rgb: Pixels, media: Delivery) -> Encoded:
     height, width, _ = rgb.shape
     assert media in {"png", "jpeg", "webp"}
-    return Encoded(f"image/{media}", width, height, encode_image(rgb, media))
+    return Encoded(media_type=f"image/{media}", width=width, height=height, data=encode_image(rgb, media))

@@ -38,7 +38,7 @@ class ImageInput:
     targets: Targets
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIdentity:
     name: str
     version: str
@@ -48,7 +48,7 @@ class ModelIdentity:
     device: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageInfo:
     """Of the image after EXIF orientation; `sha256` is of the bytes received."""
 
@@ -58,7 +58,7 @@ class ImageInfo:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     class_id: int
     label: str
@@ -67,7 +67,7 @@ class Prediction:
     logit: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
     """An image or an array, ready to be sent."""
 
@@ -77,7 +77,7 @@ class Encoded:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """One class of one image, explained.
 
@@ -111,7 +111,7 @@ class Inspection:
     layers: tuple[LayerStatistics, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageResult:
     """`inspection` where that was asked for, in place of explanations."""
 
@@ -121,7 +121,7 @@ class ImageResult:
     inspection: Inspection | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """Milliseconds per stage; of several images the slowest. `queue` is the wait for the network, `infer` the network."""
 
@@ -132,7 +132,7 @@ class Timings:
     total: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """`document` is the whole answer as one image or array where that was asked for (delivery other than json).
 
@@ -147,7 +147,7 @@ class Answer:
     cache: CacheStatus | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MethodInfo:
     """`cost` is `head`, `forward` or `many forwards`; `options` names the request options that the method minds."""
 
@@ -159,7 +159,7 @@ class MethodInfo:
     summary: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """A card and the state of its model: `available` (not asked for), `loading`, `ready` or `failed` (with `error`).
 

@@ -43,7 +43,7 @@ _FEED: Final = 64 * 1024
 Image.MAX_IMAGE_PIXELS = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedImage:
     """A decoded image.
 
@@ -86,7 +86,13 @@ def decode(data: bytes, limits: Limits, spare: Callable[[int, int], float] = lam
         canvas = np.full((header.height, header.width, 3), _WHITE, np.uint8)
         canvas[top:bottom, left:right] = rgb
         rgb = canvas
-    return DecodedImage(np.ascontiguousarray(_upright(rgb, header.orientation)), header.format, width, height, shrunk)
+    return DecodedImage(
+        rgb=np.ascontiguousarray(_upright(rgb, header.orientation)),
+        format=header.format,
+        width=width,
+        height=height,
+        shrunk=shrunk,
+    )
 
 
 def _shrinkage(header: Header, spare: float) -> int:

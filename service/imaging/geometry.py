@@ -26,7 +26,7 @@ _RESAMPLING: Final[dict[Interpolation, Image.Resampling]] = {
 _REDUCING_GAP: Final = 3.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
     """What a network wants to see.
 
@@ -43,7 +43,7 @@ class InputSpec:
     interpolation: Interpolation
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """Which part of an image lies where in the input.
 
@@ -182,7 +182,7 @@ def spread(values: NDArray[np.float32], placement: Placement, width: int, height
 def _placement(
     input_size: tuple[int, int], source: tuple[float, float, float, float], window: Box, original: tuple[int, int]
 ) -> Placement:
-    return Placement(input_size, source, window, _whole(source, *original), original)
+    return Placement(input_size=input_size, source=source, window=window, region=_whole(source, *original), original=original)
 
 
 def _resized(width: int, height: int, spec: InputSpec) -> tuple[int, int]:

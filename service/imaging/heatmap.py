@@ -21,7 +21,7 @@ Map = NDArray[np.float32]
 _EPSILON: Final = 1e-7  # pytorch-grad-cam's
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Heatmap:
     """One class's map.
 

@@ -25,7 +25,7 @@ _HEADING_SIZE, _CAPTION_SIZE, _NOTE_SIZE = 14, 21, 14
 _HEADING_HEIGHT, _CAPTION_HEIGHT, _FOOT_HEIGHT, _BAR_HEIGHT = 38, 56, 44, 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PanelRow:
     """One class: three uint8 ``[H, W, 3]`` images of one size, a caption and a small grey second line."""
 

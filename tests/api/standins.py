@@ -74,8 +74,17 @@ class StandInExplainer:
         self.reuses.append(reuse)
         await self._work(subjects, options, delivery, deadline)
         results = tuple(_result(subject, options) for subject in subjects)
-        document = None if delivery == "json" else Encoded(MEDIA_TYPES[delivery], 2, 1, b"an image")
-        return Answer(_identity(options), results, Timings(1.0, 0.25, 2.5, 0.5, 4.25), len(subjects), document, self.source)
+        document = (
+            None if delivery == "json" else Encoded(media_type=MEDIA_TYPES[delivery], width=2, height=1, data=b"an image")
+        )
+        return Answer(
+            model=_identity(options),
+            results=results,
+            timings=Timings(decode=1.0, queue=0.25, infer=2.5, render=0.5, total=4.25),
+            batch_size=len(subjects),
+            document=document,
+            cache=self.source,
+        )
 
     async def predict(
         self, subjects: Sequence[ImageInput], options: Options, deadline: float, reuse: CachePolicy = "use"
@@ -83,9 +92,15 @@ class StandInExplainer:
         self.reuses.append(reuse)
         await self._work(subjects, options, None, deadline)
         results = tuple(
-            ImageResult(one.image, one.predictions, ()) for one in (_result(subject, options) for subject in subjects)
+            ImageResult(image=one.image, predictions=one.predictions, explanations=())
+            for one in (_result(subject, options) for subject in subjects)
         )
-        return Answer(_identity(options), results, Timings(1.0, 0.25, 2.5, 0.0, 3.75), len(subjects))
+        return Answer(
+            model=_identity(options),
+            results=results,
+            timings=Timings(decode=1.0, queue=0.25, infer=2.5, render=0.0, total=3.75),
+            batch_size=len(subjects),
+        )
 
     async def inspect(self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery, deadline: float) -> Answer:
         await self._work(subjects, options, delivery, deadline)
@@ -93,11 +108,26 @@ class StandInExplainer:
         inspected = tuple(
             replace(one, explanations=(), inspection=Inspection(one.predictions[0], None, (_layer_view(),))) for one in results
         )
-        document = None if delivery == "json" else Encoded(MEDIA_TYPES[delivery], 2, 1, b"a sheet")
-        return Answer(_identity(options), inspected, Timings(1.0, 0.25, 2.5, 0.5, 4.25), len(subjects), document)
+        document = None if delivery == "json" else Encoded(media_type=MEDIA_TYPES[delivery], width=2, height=1, data=b"a sheet")
+        return Answer(
+            model=_identity(options),
+            results=inspected,
+            timings=Timings(decode=1.0, queue=0.25, infer=2.5, render=0.5, total=4.25),
+            batch_size=len(subjects),
+            document=document,
+        )
 
     def methods(self) -> list[MethodInfo]:
-        return [MethodInfo("gradcam", "activations and gradient", "head", ("layer",), "arXiv:1610.02391", "Grad-CAM.")]
+        return [
+            MethodInfo(
+                name="gradcam",
+                family="activations and gradient",
+                cost="head",
+                options=("layer",),
+                paper="arXiv:1610.02391",
+                summary="Grad-CAM.",
+            )
+        ]
 
     async def _work(self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery | None, deadline: float) -> None:
         self.calls.append((tuple(subjects), options, delivery, deadline))
@@ -124,11 +154,11 @@ class StandInRegistry:
         return name == MODEL
 
     def describe(self) -> list[ModelInfo]:
-        layers = (LayerInfo("bn2", 1280, (7, 7)),)
+        layers = (LayerInfo(name="bn2", channels=1280, grid=(7, 7)),)
         return [
             ModelInfo(
-                MODEL, "1", "A model.", "ready", None, "cpu", "fp32", "torch", (224, 224), 1000, ("bn2",), layers, ("gradcam",),
-                "sha256:00",
+                name=MODEL, version="1", description="A model.", state="ready", error=None, device="cpu", precision="fp32", engine="torch", input_size=(224, 224), classes=1000, default_layer=("bn2",), layers=layers, methods=("gradcam",),
+                digest="sha256:00",
             )
         ]  # fmt: skip
 
@@ -140,28 +170,41 @@ class StandInRegistry:
 
 
 def _identity(options: Options) -> ModelIdentity:
-    return ModelIdentity(options.model or MODEL, "1", "sha256:00", "fp32", "torch", "cpu")
+    return ModelIdentity(
+        name=options.model or MODEL, version="1", digest="sha256:00", precision="fp32", engine="torch", device="cpu"
+    )
 
 
 def _result(subject: ImageInput, options: Options) -> ImageResult:
-    image = ImageInfo(451, 300, "png", hashlib.sha256(subject.data).hexdigest())
-    tiger_cat = Prediction(282, "tiger cat", "n02123159", 0.39, 9.1)
-    named = [Prediction(index, f"class {index}, élan", None, 0.25, 1.5) for index in subject.targets.class_id]
-    png = Encoded("image/png", 451, 300, b"\x89PNG heat")
+    image = ImageInfo(width=451, height=300, format="png", sha256=hashlib.sha256(subject.data).hexdigest())
+    tiger_cat = Prediction(class_id=282, label="tiger cat", wordnet_id="n02123159", probability=0.39, logit=9.1)
+    named = [
+        Prediction(class_id=index, label=f"class {index}, élan", wordnet_id=None, probability=0.25, logit=1.5)
+        for index in subject.targets.class_id
+    ]
+    png = Encoded(media_type="image/png", width=451, height=300, data=b"\x89PNG heat")
     explanations = tuple(
         Explanation(
-            prediction, None, options.method, options.layer or ("bn2",), options.polarity, options.scale, 0.0, 3.1, False,
-            (7, 7), (75, 0, 375, 300), png if options.heatmap == "png" else None, png if options.overlay else None,
+            prediction=prediction, versus=None, method=options.method, layer=options.layer or ("bn2",), polarity=options.polarity, scale=options.scale, raw_min=0.0, raw_max=3.1, blank=False,
+            grid=(7, 7), region=(75, 0, 375, 300), heatmap=png if options.heatmap == "png" else None, overlay=png if options.overlay else None,
         )
         for prediction in named or [tiger_cat]
     )  # fmt: skip
-    return ImageResult(image, (tiger_cat,), explanations)
+    return ImageResult(image=image, predictions=(tiger_cat,), explanations=explanations)
 
 
 def _layer_view() -> LayerStatistics:
     histogram = Histogram((-1.0, 0.0, 1.0), (3, 4))
     return LayerStatistics(
-        "bn2", (8, 7, 7), 0.0, 0.5, 3.0, histogram, histogram, (Channel(5, -0.5, 0.25),), np.zeros((1, 7, 7), np.float32)
+        layer="bn2",
+        shape=(8, 7, 7),
+        activation_min=0.0,
+        activation_mean=0.5,
+        activation_max=3.0,
+        gradients=histogram,
+        weights=histogram,
+        strongest=(Channel(5, -0.5, 0.25),),
+        maps=np.zeros((1, 7, 7), np.float32),
     )
 
 

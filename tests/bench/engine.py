@@ -49,7 +49,9 @@ def load(name: str) -> Network:
     """A card's network as the service would load it; random weights where a hub has the real ones."""
     settings = Settings()
     device = prepare(settings.device, settings.engine_threads)
-    plan = runtimes.RuntimeOptions(settings.engine, settings.precision, settings.engine_threads, settings.replicas)
+    plan = runtimes.RuntimeOptions(
+        engine=settings.engine, precision=settings.precision, threads=settings.engine_threads, calls=settings.replicas
+    )
     return Network.load(peers.card(name), device, plan, random_weights=True)
 
 
@@ -60,7 +62,7 @@ def image_batch(network: Network, size: int) -> NDArray[np.uint8]:
 
 def explanation(network: Network, size: int) -> Callable[[], list[EngineResult]]:
     """A call that explains the best class of each image of a batch."""
-    works = [EngineRequest(image, best=1) for image in image_batch(network, size)]
+    works = [EngineRequest(pixels=image, best=1) for image in image_batch(network, size)]
     return lambda: outcomes(network, works)
 
 
@@ -76,7 +78,7 @@ def outcomes(network: Network, works: list[EngineRequest]) -> list[EngineResult]
 
 def explain_to_predict(network: Network, size: int, plan: Schedule) -> Row:
     """P1."""
-    predicted = [EngineRequest(image) for image in image_batch(network, size)]
+    predicted = [EngineRequest(pixels=image) for image in image_batch(network, size)]
     sides = {"explain": explanation(network, size), "predict": lambda: outcomes(network, predicted)}
     took = _interleaved(sides, plan)
     return Row(
@@ -116,7 +118,7 @@ def against_libraries(network: Network, module: nn.Module, size: int, plan: Sche
 def five_classes(network: Network, plan: Schedule) -> Row:
     """P3."""
     image = image_batch(network, 1)[0]
-    five, one = [EngineRequest(image, classes=(1, 2, 3, 4, 5))], [EngineRequest(image, classes=(1,))]
+    five, one = [EngineRequest(pixels=image, classes=(1, 2, 3, 4, 5))], [EngineRequest(pixels=image, classes=(1,))]
     took = _interleaved({"five": lambda: outcomes(network, five), "one": lambda: outcomes(network, one)}, plan)
     return Row(
         "P3",
@@ -133,7 +135,7 @@ def ablation(network: Network, module: nn.Module, plan: Schedule) -> Row:
     pixels = image_batch(network, 1)
     images = peers.normalised(pixels, network.preprocessing)
     library = peers.ablation_cam(peers.fresh(module), network.default_layers[0])
-    works = [EngineRequest(pixels[0], best=1, method="ablationcam", parameters=METHODS["ablationcam"].defaults)]
+    works = [EngineRequest(pixels=pixels[0], best=1, method="ablationcam", parameters=METHODS["ablationcam"].defaults)]
     outcomes(network, works)
     sides: dict[str, Callable[[], object]] = {
         "camserve": lambda: outcomes(network, works),
@@ -160,7 +162,7 @@ def on_cuda(plan: Schedule) -> Row | Skipped:
     network = load(MODEL)
     rates: dict[int, dict[str, list[float]]] = {}
     for size in CUDA_BATCHES:
-        predicted = [EngineRequest(image) for image in image_batch(network, size)]
+        predicted = [EngineRequest(pixels=image) for image in image_batch(network, size)]
         sides: dict[str, Callable[[], object]] = {
             "explain": explanation(network, size),
             "predict": functools.partial(outcomes, network, predicted),

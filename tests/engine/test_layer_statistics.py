@@ -21,7 +21,9 @@ def random_image(seed: int = 0, size: int = 32) -> np.ndarray[tuple[int, ...], n
 
 
 def test_weights_of_a_pooled_head_are_its_own_over_the_cells(pooled: Network) -> None:
-    found = pooled.inspect(LayerStatisticsRequest(random_image(), 2, None, ("stem", "block"), channels=5))
+    found = pooled.inspect(
+        LayerStatisticsRequest(pixels=random_image(), class_id=2, versus=None, layers=("stem", "block"), channels=5)
+    )
     stem, block = found.layers
     assert (stem.layer, stem.shape, block.layer, block.shape) == ("stem", (8, 16, 16), "block", (16, 8, 8))
     head = seeded(Pooled).get_parameter("head.weight")  # the same seed
@@ -40,14 +42,22 @@ def test_weights_of_a_pooled_head_are_its_own_over_the_cells(pooled: Network) ->
 
 
 def test_the_best_class_and_a_contrast(pooled: Network) -> None:
-    best = pooled.inspect(LayerStatisticsRequest(random_image(), None, None, ("block",), channels=16))
+    best = pooled.inspect(
+        LayerStatisticsRequest(pixels=random_image(), class_id=None, versus=None, layers=("block",), channels=16)
+    )
     assert best.class_id == int(best.logits.argmax())
-    against = pooled.inspect(LayerStatisticsRequest(random_image(), best.class_id, best.class_id, ("block",), channels=16))
+    against = pooled.inspect(
+        LayerStatisticsRequest(
+            pixels=random_image(), class_id=best.class_id, versus=best.class_id, layers=("block",), channels=16
+        )
+    )
     assert {one.weight for one in against.layers[0].strongest} == {0.0}
 
 
 def test_layers_in_the_order_asked_for(pooled: Network) -> None:
-    found = pooled.inspect(LayerStatisticsRequest(random_image(), 0, None, ("block", "stem"), channels=1))
+    found = pooled.inspect(
+        LayerStatisticsRequest(pixels=random_image(), class_id=0, versus=None, layers=("block", "stem"), channels=1)
+    )
     assert [view.layer for view in found.layers] == ["block", "stem"]
 
 
@@ -62,14 +72,22 @@ def test_a_few_stages_over_the_depth(name: str, size: int, expected: tuple[str, 
     whole = network(known(name), expected[-1], size=size)
     assert (
         tuple(
-            v.layer for v in whole.inspect(LayerStatisticsRequest(random_image(size=size), None, None, (), channels=2)).layers
+            v.layer
+            for v in whole.inspect(
+                LayerStatisticsRequest(pixels=random_image(size=size), class_id=None, versus=None, layers=(), channels=2)
+            ).layers
         )
         == expected
     )
 
 
 def test_both_stages_of_a_small_network(pooled: Network) -> None:
-    assert [v.layer for v in pooled.inspect(LayerStatisticsRequest(random_image(), None, None, (), channels=1)).layers] == [
+    assert [
+        v.layer
+        for v in pooled.inspect(
+            LayerStatisticsRequest(pixels=random_image(), class_id=None, versus=None, layers=(), channels=1)
+        ).layers
+    ] == [
         "stem",
         "block",
     ]

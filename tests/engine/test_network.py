@@ -52,7 +52,7 @@ def test_where_the_head_is_pooling_and_a_linear_layer_the_map_is_the_class_activ
     with torch.no_grad():
         grid = module.block(module.stem(torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1))[0]  # type: ignore[operator]
     weights = module.get_parameter("head.weight")
-    (found,) = outcomes(pooled, [EngineRequest(image, classes=(0, 3))])
+    (found,) = outcomes(pooled, [EngineRequest(pixels=image, classes=(0, 3))])
     for class_id, maps in zip(found.classes, found.maps, strict=True):
         cam = torch.einsum("k,khw->hw", weights[class_id], grid) / grid[0].numel()
         np.testing.assert_allclose(maps[0], cam.numpy(), atol=1e-6)
@@ -61,11 +61,11 @@ def test_where_the_head_is_pooling_and_a_linear_layer_the_map_is_the_class_activ
 def test_a_mixed_batch_equals_each_alone(pooled: Network) -> None:
     a, b, c, d, e = random_images(5)
     works = [
-        EngineRequest(a, classes=(1,)),
-        EngineRequest(b),
-        EngineRequest(c, best=3),
-        EngineRequest(d, classes=(4, 0, 4), layers=("stem",)),
-        EngineRequest(e, classes=(2,), layers=("block", "stem"), versus=1),
+        EngineRequest(pixels=a, classes=(1,)),
+        EngineRequest(pixels=b),
+        EngineRequest(pixels=c, best=3),
+        EngineRequest(pixels=d, classes=(4, 0, 4), layers=("stem",)),
+        EngineRequest(pixels=e, classes=(2,), layers=("block", "stem"), versus=1),
     ]
     together = outcomes(pooled, works)
     for work, found in zip(works, together, strict=True):
@@ -80,28 +80,30 @@ def test_a_mixed_batch_equals_each_alone(pooled: Network) -> None:
 
 
 def test_the_best_classes_come_best_first(pooled: Network) -> None:
-    (found,) = outcomes(pooled, [EngineRequest(random_images(1)[0], best=5)])
+    (found,) = outcomes(pooled, [EngineRequest(pixels=random_images(1)[0], best=5)])
     assert list(found.classes) == list(np.argsort(-found.logits))
-    (by_name,) = outcomes(pooled, [EngineRequest(random_images(1)[0], classes=found.classes)])
+    (by_name,) = outcomes(pooled, [EngineRequest(pixels=random_images(1)[0], classes=found.classes)])
     np.testing.assert_allclose(found.maps, by_name.maps, atol=1e-6)
 
 
 def test_more_rows_than_one_head_pass_holds(pooled: Network) -> None:
-    works = [EngineRequest(image, classes=(0, 1, 2, 3, 4)) for image in random_images(MAX_ROWS // 4)]
+    works = [EngineRequest(pixels=image, classes=(0, 1, 2, 3, 4)) for image in random_images(MAX_ROWS // 4)]
     for work, found in zip(works, outcomes(pooled, works), strict=True):
         np.testing.assert_allclose(found.maps, outcomes(pooled, [work])[0].maps, atol=1e-6)
 
 
 def test_permuting_the_batch_permutes_the_maps(pooled: Network) -> None:
     images = random_images(6)
-    forward = outcomes(pooled, [EngineRequest(image, classes=(1,)) for image in images])
-    backward = outcomes(pooled, [EngineRequest(image, classes=(1,)) for image in images[::-1]])
+    forward = outcomes(pooled, [EngineRequest(pixels=image, classes=(1,)) for image in images])
+    backward = outcomes(pooled, [EngineRequest(pixels=image, classes=(1,)) for image in images[::-1]])
     np.testing.assert_allclose([o.maps for o in forward], [o.maps for o in backward[::-1]], atol=1e-6)
 
 
 def test_contrast_is_the_difference_of_the_classes_maps(pooled: Network) -> None:
     image = random_images(1)[0]
-    contrast, plain = outcomes(pooled, [EngineRequest(image, classes=(0,), versus=3), EngineRequest(image, classes=(0, 3))])
+    contrast, plain = outcomes(
+        pooled, [EngineRequest(pixels=image, classes=(0,), versus=3), EngineRequest(pixels=image, classes=(0, 3))]
+    )
     np.testing.assert_allclose(contrast.maps[0][0], plain.maps[0][0] - plain.maps[1][0], atol=1e-6)
 
 
@@ -110,7 +112,10 @@ def test_a_constant_on_the_logits_changes_nothing_and_a_factor_only_the_scale() 
     plain, shifted, scaled = seeded(Pooled), seeded(Pooled), seeded(Pooled)
     shifted.get_parameter("head.bias").add_(10)
     scaled.get_parameter("head.weight").mul_(3)
-    maps = [outcomes(network(m, "stem"), [EngineRequest(image, classes=(2,))])[0].maps[0][0] for m in (plain, shifted, scaled)]
+    maps = [
+        outcomes(network(m, "stem"), [EngineRequest(pixels=image, classes=(2,))])[0].maps[0][0]
+        for m in (plain, shifted, scaled)
+    ]
     np.testing.assert_allclose(maps[1], maps[0], atol=1e-6)
     np.testing.assert_allclose(maps[2], 3 * maps[0], rtol=1e-4, atol=1e-6)
 
@@ -120,13 +125,17 @@ def test_shuffled_head_weights_change_the_map() -> None:
     plain, shuffled = seeded(Pooled), seeded(Pooled)
     weight = shuffled.get_parameter("head.weight")
     weight.copy_(weight[:, torch.randperm(16, generator=torch.Generator().manual_seed(1))])
-    one, other = (outcomes(network(m, "block"), [EngineRequest(image, classes=(2,))])[0].maps[0][0] for m in (plain, shuffled))
+    one, other = (
+        outcomes(network(m, "block"), [EngineRequest(pixels=image, classes=(2,))])[0].maps[0][0] for m in (plain, shuffled)
+    )
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] < 0.9
 
 
 def test_images_of_several_sizes_in_one_batch(pooled: Network) -> None:
     small, large = random_images(1)[0], random_images(1, size=48)[0]
-    a, b, c = outcomes(pooled, [EngineRequest(small, best=1), EngineRequest(large, best=1), EngineRequest(small, best=1)])
+    a, b, c = outcomes(
+        pooled, [EngineRequest(pixels=small, best=1), EngineRequest(pixels=large, best=1), EngineRequest(pixels=small, best=1)]
+    )
     assert [o.maps[0][0].shape for o in (a, b, c)] == [(8, 8), (12, 12), (8, 8)]
     np.testing.assert_array_equal(a.maps, c.maps)
 
@@ -137,14 +146,14 @@ def test_a_image_whose_numbers_are_not_finite_fails_alone() -> None:
     good, bad = np.full((32, 32, 3), 128, np.uint8), np.full((32, 32, 3), 255, np.uint8)
     net = network(module, "block")
     net._mean.fill_(128)  # what is exactly the mean stays zero through the broken weight
-    first, second = net.run([EngineRequest(good, best=1), EngineRequest(bad, best=1)])
+    first, second = net.run([EngineRequest(pixels=good, best=1), EngineRequest(pixels=bad, best=1)])
     assert isinstance(first, EngineResult)
     assert isinstance(second, InferenceNonFinite)
 
 
 def test_nothing_is_kept_on_the_module(pooled: Network) -> None:
     before = {name: value.clone() for name, value in pooled._module.state_dict().items()}
-    outcomes(pooled, [EngineRequest(random_images(1)[0], best=2)])
+    outcomes(pooled, [EngineRequest(pixels=random_images(1)[0], best=2)])
     assert all(torch.equal(value, before[name]) for name, value in pooled._module.state_dict().items())
     assert all(p.grad is None for p in pooled._module.parameters())
     assert not any(module._forward_hooks or module._backward_hooks for module in pooled._module.modules())

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 MANY = 1_000_000
 PIXELS = np.zeros((8, 8, 3), np.uint8)
-WORK = EngineRequest(PIXELS, best=1, layers=("block",), parameters=MethodParameters(seed=1))
+WORK = EngineRequest(pixels=PIXELS, best=1, layers=("block",), parameters=MethodParameters(seed=1))
 KEY = CacheKey.of(WORK, "aa", "crop")
 
 
@@ -57,7 +57,14 @@ class Network:
                 raise failure
             batch = np.stack([np.full((self.grid, self.grid), sum(name.encode()), np.float32) for name in images])
             return [
-                BatchResult(EngineResult(one[0], (0,), ((one,),), ("block",), "torch", "fp32"), 0.5, 0.25, len(images))
+                BatchResult(
+                    value=EngineResult(
+                        logits=one[0], classes=(0,), maps=((one,),), layers=("block",), engine="torch", precision="fp32"
+                    ),
+                    queued_s=0.5,
+                    ran_s=0.25,
+                    batch_size=len(images),
+                )
                 for one in batch
             ]
 
@@ -311,13 +318,20 @@ def test_the_order_of_classes_is_in_the_key() -> None:
 
 
 def test_predictions_are_the_same_whatever_the_method() -> None:
-    plain = CacheKey.of(EngineRequest(PIXELS), "aa", "crop")
-    assert CacheKey.of(EngineRequest(PIXELS, method="rise", parameters=MethodParameters(samples=9)), "aa", "crop") == plain
+    plain = CacheKey.of(EngineRequest(pixels=PIXELS), "aa", "crop")
+    assert (
+        CacheKey.of(EngineRequest(pixels=PIXELS, method="rise", parameters=MethodParameters(samples=9)), "aa", "crop") == plain
+    )
     assert plain != KEY
 
 
 def test_of_several_images_the_costliest_tells() -> None:
-    done = BatchResult(EngineResult(np.zeros(1, np.float32), (), (), (), "torch", "fp32"), 0.0, 0.0, 0)
+    done = BatchResult(
+        value=EngineResult(logits=np.zeros(1, np.float32), classes=(), maps=(), layers=(), engine="torch", precision="fp32"),
+        queued_s=0.0,
+        ran_s=0.0,
+        batch_size=0,
+    )
     assert worst([CacheResult(done, "hit"), CacheResult(done, "miss"), CacheResult(done, "coalesced")]) == "miss"
     assert worst([CacheResult(done, "coalesced"), CacheResult(done, "hit")]) == "coalesced"
     assert worst([CacheResult(done, "hit")]) == "hit"

@@ -36,7 +36,7 @@ std = [0.5, 0.5, 0.5]
 [explain]
 layer = "block"
 """
-BLANK = EngineRequest(np.zeros((32, 32, 3), np.uint8), best=1)
+BLANK = EngineRequest(pixels=np.zeros((32, 32, 3), np.uint8), best=1)
 
 
 @pytest.fixture(scope="module")

@@ -55,15 +55,18 @@ def test_the_best_come_best_first_and_ties_in_order_of_their_ids(model: Model) -
 @pytest.mark.parametrize(
     ("targets", "wanted"),
     [
-        ({}, ClassSelection((), 1, None, 5)),
-        ({"top_k": 3}, ClassSelection((), 3, None, 3)),
-        ({"top_k": 400}, ClassSelection((), 10, None, 10)),
-        ({"class_id": 0}, ClassSelection((0,), 0, None, 5)),
-        ({"class_id": "7,0", "class_name": ["CLASS 3", "class 0"]}, ClassSelection((7, 0, 3, 0), 0, None, 5)),
-        ({"class_id": 4, "top_k": 2}, ClassSelection((4,), 0, None, 2)),
-        ({"versus": 0}, ClassSelection((), 1, 0, 5)),
-        ({"versus": "0"}, ClassSelection((), 1, 0, 5)),
-        ({"versus": "class 9"}, ClassSelection((), 1, 9, 5)),
+        ({}, ClassSelection(classes=(), best=1, versus=None, listed=5)),
+        ({"top_k": 3}, ClassSelection(classes=(), best=3, versus=None, listed=3)),
+        ({"top_k": 400}, ClassSelection(classes=(), best=10, versus=None, listed=10)),
+        ({"class_id": 0}, ClassSelection(classes=(0,), best=0, versus=None, listed=5)),
+        (
+            {"class_id": "7,0", "class_name": ["CLASS 3", "class 0"]},
+            ClassSelection(classes=(7, 0, 3, 0), best=0, versus=None, listed=5),
+        ),
+        ({"class_id": 4, "top_k": 2}, ClassSelection(classes=(4,), best=0, versus=None, listed=2)),
+        ({"versus": 0}, ClassSelection(classes=(), best=1, versus=0, listed=5)),
+        ({"versus": "0"}, ClassSelection(classes=(), best=1, versus=0, listed=5)),
+        ({"versus": "class 9"}, ClassSelection(classes=(), best=1, versus=9, listed=5)),
     ],
 )
 def test_which_classes_are_meant(model: Model, targets: dict[str, Any], wanted: ClassSelection) -> None:
@@ -71,7 +74,9 @@ def test_which_classes_are_meant(model: Model, targets: dict[str, Any], wanted: 
 
 
 def test_predicting_explains_nothing(model: Model) -> None:
-    assert model.wanted(Targets(class_id=3, top_k=2), explain=False, most=16) == ClassSelection((), 0, None, 2)
+    assert model.wanted(Targets(class_id=3, top_k=2), explain=False, most=16) == ClassSelection(
+        classes=(), best=0, versus=None, listed=2
+    )
 
 
 @pytest.mark.parametrize("targets", [{"class_id": 10}, {"class_name": "unicorn"}, {"versus": 10}, {"versus": "unicorn"}])

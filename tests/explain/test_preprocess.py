@@ -23,7 +23,7 @@ from tests.explain.world import SIDE
 
 LIMITS = Limits(max_pixels=1_000_000)
 DATA = make.save(make.scene(96, 48), "PNG")
-ONE = ClassSelection((3,), 0, None, 5)
+ONE = ClassSelection(classes=(3,), best=0, versus=None, listed=5)
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def seen(model: Model) -> PreparedImage:
 def claiming(seen: PreparedImage, width: int, height: int) -> PreparedImage:
     """As if the image were so large; its pixels take no memory."""
     rgb = np.broadcast_to(np.uint8(0), (height, width, 3))
-    return replace(seen, image=DecodedImage(rgb, "png", width, height))
+    return replace(seen, image=DecodedImage(rgb=rgb, format="png", width=width, height=height))
 
 
 def test_what_is_said_of_an_image(seen: PreparedImage) -> None:
-    assert seen.info == ImageInfo(96, 48, "png", hashlib.sha256(DATA).hexdigest())
+    assert seen.info == ImageInfo(width=96, height=48, format="png", sha256=hashlib.sha256(DATA).hexdigest())
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_padding_is_no_part_of_the_image(model: Model) -> None:
 def test_the_largest_answer_and_one_row_more(
     seen: PreparedImage, size: dict[str, int], classes: int, delivery: Delivery, heatmap: Any, limit: int
 ) -> None:
-    wanted, options = ClassSelection(tuple(range(classes)), 0, None, 5), Options(heatmap=heatmap)
+    wanted, options = ClassSelection(classes=tuple(range(classes)), best=0, versus=None, listed=5), Options(heatmap=heatmap)
     check_effort([claiming(seen, **size)], [wanted], options, delivery)
     more = claiming(seen, size["width"], size["height"] + 1)
     with pytest.raises(ParameterInvalid, match=f"of {limit} allowed") as refused:
@@ -154,11 +154,13 @@ def test_the_largest_answer_and_one_row_more(
     assert ("heatmap=npy" in refused.value.detail) == (limit == MAX_LISTED_VALUES)
     check_effort([more], [wanted], Options(heatmap=heatmap, size="input"), delivery)
     check_effort([more], [wanted], Options(heatmap=heatmap, size=64), delivery)
-    check_effort([more], [ClassSelection((), 0, None, 5)], options, delivery)  # a prediction draws nothing
+    check_effort(
+        [more], [ClassSelection(classes=(), best=0, versus=None, listed=5)], options, delivery
+    )  # a prediction draws nothing
 
 
 def test_the_effort_is_that_of_all_images_together(seen: PreparedImage) -> None:
-    large, best = claiming(seen, 16_000, 8000), ClassSelection((), 2, None, 5)
+    large, best = claiming(seen, 16_000, 8000), ClassSelection(classes=(), best=2, versus=None, listed=5)
     check_effort([large, large], [ONE, ONE], Options(), "json")
     with pytest.raises(ParameterInvalid):
         check_effort([large, large], [ONE, best], Options(), "json")

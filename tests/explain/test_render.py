@@ -46,11 +46,26 @@ def drawn(model: Model, seen: PreparedImage) -> Draw:
         *grids: Grid, delivery: Delivery = "json", versus: int | None = None, stop: bool = False, **options: Any
     ) -> RenderedImage:
         classes = tuple(range(0, 2 * len(grids), 2))
-        outcome = EngineResult(LOGITS, classes, tuple((grid,) for grid in grids), ("block",), "torch", "fp32")
+        outcome = EngineResult(
+            logits=LOGITS,
+            classes=classes,
+            maps=tuple((grid,) for grid in grids),
+            layers=("block",),
+            engine="torch",
+            precision="fp32",
+        )
         abandoned = threading.Event()
         if stop:
             abandoned.set()
-        return draw(seen, outcome, ClassSelection(classes, 0, versus, 3), model, Options(**options), delivery, abandoned)
+        return draw(
+            seen,
+            outcome,
+            ClassSelection(classes=classes, best=0, versus=versus, listed=3),
+            model,
+            Options(**options),
+            delivery,
+            abandoned,
+        )
 
     return drawn
 

@@ -46,7 +46,9 @@ def outcomes(net: Network, works: list[EngineRequest]) -> list[EngineResult]:
 def test_float32_is_the_cpu_s(name: str) -> None:
     size = NETWORKS[name][1]
     works = [
-        EngineRequest(image, classes=(1, 281), method=method) for image in photographs(size, size)[:2] for method in METHODS
+        EngineRequest(pixels=image, classes=(1, 281), method=method)
+        for image in photographs(size, size)[:2]
+        for method in METHODS
     ]
     for one, other in zip(outcomes(on("cpu", name), works), outcomes(on("cuda", name), works), strict=True):
         np.testing.assert_allclose(other.logits, one.logits, rtol=0, atol=1e-3 * np.abs(one.logits).max())
@@ -58,8 +60,8 @@ def test_float32_is_the_cpu_s(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bfloat16_is_like_it(name: str) -> None:
     size = NETWORKS[name][1]
-    works = [EngineRequest(image, classes=(281,)) for image in photographs(size, size)]
-    fast = on("cuda", name, RuntimeOptions("torch", "bf16"))
+    works = [EngineRequest(pixels=image, classes=(281,)) for image in photographs(size, size)]
+    fast = on("cuda", name, RuntimeOptions(engine="torch", precision="bf16"))
     assert fast.precision == "bf16"
     for one, other in zip(outcomes(on("cpu", name), works), outcomes(fast, works), strict=True):
         # Of random weights; with trained ones the check at load asks for 0.99.
@@ -70,7 +72,7 @@ def test_memory_comes_back() -> None:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     net = on("cuda", "resnet50")
-    outcomes(net, [EngineRequest(photographs(96, 96)[0], best=1)])
+    outcomes(net, [EngineRequest(pixels=photographs(96, 96)[0], best=1)])
     assert torch.cuda.memory_allocated() > before
     del net
     gc.collect()

@@ -26,7 +26,7 @@ def photo(width: int, height: int) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 def test_crop_is_torchvisions(size: tuple[int, int], interpolation: Interpolation) -> None:
     rgb = photo(*size)
-    spec = InputSpec(224, 224, 256, interpolation)
+    spec = InputSpec(height=224, width=224, resize=256, interpolation=interpolation)
     two_steps = v2.Compose([v2.Resize(256, v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(224)])
     expected = np.asarray(two_steps(Image.fromarray(rgb)), int)
 
@@ -41,7 +41,7 @@ def test_crop_is_torchvisions(size: tuple[int, int], interpolation: Interpolatio
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_crop_is_timms(size: tuple[int, int]) -> None:
     rgb = photo(*size)
-    spec = InputSpec(240, 240, int(240 / 0.875), "bicubic")
+    spec = InputSpec(height=240, width=240, resize=int(240 / 0.875), interpolation="bicubic")
     pipeline = transforms_imagenet_eval(240, crop_pct=0.875, interpolation="bicubic", use_prefetcher=True)
     expected = np.asarray(pipeline(Image.fromarray(rgb)), int).transpose(1, 2, 0)
 
@@ -53,7 +53,7 @@ def test_crop_is_timms(size: tuple[int, int]) -> None:
 
 def test_crop_larger_than_the_resized_image_is_centred_in_fill() -> None:
     rgb = photo(100, 60)
-    spec = InputSpec(80, 80, 60, "bilinear")
+    spec = InputSpec(height=80, width=80, resize=60, interpolation="bilinear")
 
     placement = place(100, 60, spec, "crop")
     got = prepare(rgb, placement, spec, FILL)
@@ -65,14 +65,14 @@ def test_crop_larger_than_the_resized_image_is_centred_in_fill() -> None:
 
 
 def test_crop_without_resize_covers_the_input_and_no_more() -> None:
-    placement = place(400, 100, InputSpec(50, 100, None, "bilinear"), "crop")
+    placement = place(400, 100, InputSpec(height=50, width=100, resize=None, interpolation="bilinear"), "crop")
 
     assert placement.source == (100.0, 0.0, 300.0, 100.0)
     assert placement.region == (100, 0, 300, 100)
 
 
 def test_squash_sees_everything_and_fills_the_input() -> None:
-    rgb, spec = photo(90, 40), InputSpec(32, 48, 36, "bicubic")
+    rgb, spec = photo(90, 40), InputSpec(height=32, width=48, resize=36, interpolation="bicubic")
     placement = place(90, 40, spec, "squash")
 
     assert placement.region == (0, 0, 90, 40)
@@ -82,7 +82,7 @@ def test_squash_sees_everything_and_fills_the_input() -> None:
 
 
 def test_pad_keeps_the_shape_and_centres_it() -> None:
-    rgb, spec = photo(80, 40), InputSpec(64, 64, None, "bilinear")
+    rgb, spec = photo(80, 40), InputSpec(height=64, width=64, resize=None, interpolation="bilinear")
     placement = place(80, 40, spec, "pad")
     got = prepare(rgb, placement, spec, FILL)
 
@@ -94,7 +94,7 @@ def test_pad_keeps_the_shape_and_centres_it() -> None:
 
 
 def test_native_is_the_image_itself() -> None:
-    rgb, spec = photo(53, 37), InputSpec(32, 32, 36, "bicubic")
+    rgb, spec = photo(53, 37), InputSpec(height=32, width=32, resize=36, interpolation="bicubic")
     placement = place(53, 37, spec, "native")
 
     assert placement.input_size == (37, 53)
@@ -102,18 +102,23 @@ def test_native_is_the_image_itself() -> None:
 
 
 def test_region_is_what_the_network_saw() -> None:
-    assert place(451, 300, InputSpec(224, 224, 224, "bicubic"), "crop").region == (75, 0, 376, 300)
+    assert place(451, 300, InputSpec(height=224, width=224, resize=224, interpolation="bicubic"), "crop").region == (
+        75,
+        0,
+        376,
+        300,
+    )
 
 
 def test_spread_is_the_identity_where_sizes_agree() -> None:
     values = np.random.default_rng(0).random((37, 53), dtype=np.float32)
-    placement = place(53, 37, InputSpec(8, 8, 8, "bilinear"), "native")
+    placement = place(53, 37, InputSpec(height=8, width=8, resize=8, interpolation="bilinear"), "native")
 
     np.testing.assert_array_equal(spread(values, placement, 53, 37), values)
 
 
 def test_spread_puts_a_crop_where_it_was_and_zero_elsewhere() -> None:
-    placement = place(40, 20, InputSpec(20, 20, 20, "bilinear"), "crop")
+    placement = place(40, 20, InputSpec(height=20, width=20, resize=20, interpolation="bilinear"), "crop")
     values = np.random.default_rng(1).random((20, 20), dtype=np.float32) + 1
 
     drawn = spread(values, placement, 40, 20)
@@ -124,7 +129,7 @@ def test_spread_puts_a_crop_where_it_was_and_zero_elsewhere() -> None:
 
 
 def test_spread_leaves_out_the_margins_of_a_padded_image() -> None:
-    placement = place(80, 40, InputSpec(64, 64, None, "bilinear"), "pad")
+    placement = place(80, 40, InputSpec(height=64, width=64, resize=None, interpolation="bilinear"), "pad")
     values = np.zeros((64, 64), np.float32)
     values[16:48] = 0.5
 
@@ -138,7 +143,7 @@ def test_a_spot_is_drawn_where_it_lies_in_the_image() -> None:
     """One bright pixel of the image, through the input and back: the way there and the way back agree."""
     rgb = np.zeros((300, 451, 3), np.uint8)
     rgb[200:210, 150:160] = 255
-    spec = InputSpec(224, 224, 256, "bilinear")
+    spec = InputSpec(height=224, width=224, resize=256, interpolation="bilinear")
     placement = place(451, 300, spec, "crop")
     seen = prepare(rgb, placement, spec, FILL)[:, :, 0].astype(np.float32)
 

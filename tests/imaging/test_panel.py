@@ -12,7 +12,9 @@ def row(width: int = 300, height: int = 200, caption: str = "tiger cat  39.3 %",
     def flat(color: tuple[int, int, int]) -> NDArray[np.uint8]:
         return np.full((height, width, 3), color, np.uint8)
 
-    return PanelRow(flat((200, 0, 0)), flat((0, 200, 0)), flat((0, 0, 200)), caption, note)
+    return PanelRow(
+        rgb=flat((200, 0, 0)), heat_rgb=flat((0, 200, 0)), overlay_rgb=flat((0, 0, 200)), caption=caption, note=note
+    )
 
 
 def pixels_of(sheet: NDArray[np.uint8], color: tuple[int, int, int]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

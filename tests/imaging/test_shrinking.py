@@ -13,7 +13,7 @@ from tests import images as make
 from tests.imaging.test_geometry import FILL, photo
 
 LIMITS = Limits()
-SPEC = InputSpec(64, 64, 72, "bicubic")
+SPEC = InputSpec(height=64, width=64, resize=72, interpolation="bicubic")
 
 
 def shrunk(data: bytes, spare: float) -> DecodedImage:

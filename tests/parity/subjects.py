@@ -62,7 +62,8 @@ class ImageInput:
         classes = () if best else (self.class_id,)
         tuned = METHODS[method].resolve_parameters(MethodParameters(**parameters))
         works = [
-            EngineRequest(p, classes, best, method=method, layers=layers, parameters=tuned) for p in self.random_images(*seeds)
+            EngineRequest(pixels=p, classes=classes, best=best, method=method, layers=layers, parameters=tuned)
+            for p in self.random_images(*seeds)
         ]
         found = []
         for outcome in self.network.run(works):

@@ -59,7 +59,9 @@ def theirs(name: str, layers: tuple[str, ...]) -> NDArray[np.float32]:
 
 
 def rendered(name: str, layers: tuple[str, ...]) -> NDArray[np.float32]:
-    works = [EngineRequest(image, classes=(c,), layers=layers) for image, c in zip(random_images(), CLASSES, strict=True)]
+    works = [
+        EngineRequest(pixels=image, classes=(c,), layers=layers) for image, c in zip(random_images(), CLASSES, strict=True)
+    ]
     maps = []
     for outcome in ours(name).run(works):
         assert isinstance(outcome, EngineResult)

@@ -73,7 +73,7 @@ def test_equals_pytorch_grad_cam_with_a_reshape(name: str) -> None:
     ours = Network("test", LoadedNetwork(module, preprocessing, "sha256:test"), (), torch.device("cpu"))
     assert ours.default_layers == (layer,)
     found = []
-    for outcome in ours.run([EngineRequest(image, classes=(c,)) for image, c in zip(images, CLASSES, strict=True)]):
+    for outcome in ours.run([EngineRequest(pixels=image, classes=(c,)) for image, c in zip(images, CLASSES, strict=True)]):
         assert isinstance(outcome, EngineResult)
         (heatmap,) = render_maps(outcome.maps, polarity="positive", scale="minmax", input_size=size)
         found.append(heatmap.values)

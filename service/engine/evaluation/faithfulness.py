@@ -26,7 +26,7 @@ SEED: Final = 0
 PASSES_PER_MAP: Final = 2 * (STEPS + 1) + 2 * len(ROAD_PERCENT) + 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stages(Sequence[Tensor]):
     """An image as it turns into another, pixel by pixel; each stage is made only when it is looked at.
 
@@ -87,12 +87,12 @@ def evaluate(probe: Probe, asked: EvaluationRequest) -> tuple[Evaluation, ...]:
     center = _Run(ask, image, center_map((height, width)).to(device), whole)
     return tuple(
         Evaluation(
-            STEPS,
-            ROAD_PERCENT,
-            float(whole[class_id]),
-            _Run(ask, image, torch.from_numpy(heat).to(device), whole).of(class_id),
-            random.of(class_id),
-            center.of(class_id),
+            steps=STEPS,
+            road_percent=ROAD_PERCENT,
+            probability=float(whole[class_id]),
+            map=_Run(ask, image, torch.from_numpy(heat).to(device), whole).of(class_id),
+            random=random.of(class_id),
+            center=center.of(class_id),
         )
         for class_id, heat in zip(asked.classes, asked.maps, strict=True)
     )
@@ -107,8 +107,8 @@ class _Run:
         counts = tuple(round(pixels * step / STEPS) for step in range(STEPS + 1))
         self._whole = whole
         # Zero is the mean of each channel after normalisation.
-        self._deletion = ask(Stages(image, torch.zeros_like(image), line, counts))
-        self._insertion = ask(Stages(blurred(image), image, line, counts))
+        self._deletion = ask(Stages(before=image, after=torch.zeros_like(image), order=line, counts=counts))
+        self._insertion = ask(Stages(before=blurred(image), after=image, order=line, counts=counts))
         removed = tuple(pixels * percent // 100 for percent in ROAD_PERCENT)
         most = torch.stack([line < count for count in removed])
         least = torch.stack([line >= pixels - count for count in removed])

@@ -34,7 +34,7 @@ class AttentionPass:
     streams: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttentionGraph:
     """A network of attention blocks over one set of tokens.
 
@@ -108,11 +108,11 @@ def _made(network: NetworkGraph) -> AttentionGraph:
     whole = [stream for stream in [*streams, max(sums, default=None)] if stream is not None]
     streams_known = len(whole) == len(blocks)
     return AttentionGraph(
-        _written_out(network, blocks, whole if streams_known else []),
-        len(blocks),
-        tokens,
-        _read(network, tokens, after=blocks[-1]),
-        _head(network, whole[-1]) if streams_known else None,
+        module=_written_out(network, blocks, whole if streams_known else []),
+        blocks=len(blocks),
+        tokens=tokens,
+        read=_read(network, tokens, after=blocks[-1]),
+        head=_head(network, whole[-1]) if streams_known else None,
     )
 
 

@@ -23,7 +23,7 @@ from service.engine.types import LayerInfo
 from service.errors import ConfigurationError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NetworkGraph:
     """The exported network.
 
@@ -69,7 +69,7 @@ class NetworkGraph:
             grid = self.grid_of(node)
             if grid is not None:
                 layout, channels, size = grid
-                found[path] = LayerInfo(path, channels, size, layout.kind)
+                found[path] = LayerInfo(name=path, channels=channels, grid=size, layout=layout.kind)
         return found
 
     def layout(self, layer: str) -> Layout:
@@ -176,7 +176,7 @@ def _checked(name: str, exported: fx.GraphModule) -> NetworkGraph:
     batch = images[0].meta["val"].shape[0]
     if not isinstance(batch, torch.SymInt):
         raise ConfigurationError(f"card {name}: the network fixes its batch size to {batch}; it must take any batch")
-    return NetworkGraph(exported, images[0], results, batch)
+    return NetworkGraph(module=exported, image=images[0], logits=results, batch=batch)
 
 
 def depends_on(start: set[fx.Node]) -> set[fx.Node]:

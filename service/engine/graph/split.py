@@ -41,7 +41,7 @@ class Crossing:
         return parts.index_select(self.dim, rows).flatten(self.dim, self.dim + 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """A network cut at `layers`.
 
@@ -95,13 +95,13 @@ def split(network: NetworkGraph, layers: Sequence[str]) -> Split:
         network, crossing, [network.logits, *cut.values()], outputs=[network.logits, *cut.values()], keep=head_nodes | rebuilt
     )
     return Split(
-        tuple(layers),
-        TorchTrunk(trunk),
-        head,
-        tuple(_crossing(network, n) for n in crossing),
-        tuple(crossing.index(n) for n in sorted(first)),
-        tuple(network.layout(layer) for layer in layers),
-        pooled_head(head),
+        layers=tuple(layers),
+        trunk=TorchTrunk(trunk),
+        head=head,
+        crossings=tuple(_crossing(network, n) for n in crossing),
+        leaves=tuple(crossing.index(n) for n in sorted(first)),
+        layouts=tuple(network.layout(layer) for layer in layers),
+        pooled=pooled_head(head),
     )
 
 

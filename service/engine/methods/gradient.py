@@ -116,7 +116,16 @@ def _method(name: str, cam: Cam, paper: str, summary: str) -> Method:
     smoothing = (
         MethodParameters(aug_smooth=False) if cam is eigengradcam else MethodParameters(eigen_smooth=False, aug_smooth=False)
     )
-    return Method(name, "gradient at a layer", "head", paper, summary, smoothing, cam, passes=passes)
+    return Method(
+        name=name,
+        family="gradient at a layer",
+        cost="head",
+        paper=paper,
+        summary=summary,
+        defaults=smoothing,
+        cam=cam,
+        passes=passes,
+    )
 
 
 METHODS = (

@@ -20,7 +20,7 @@ Cam = Callable[[Tensor, Tensor, MethodParameters], Tensor]
 Explore = Callable[[Probe], "tuple[Tensor, ...]"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """One way to explain. Exactly one of `cam` and `explore` does it.
 

@@ -61,7 +61,7 @@ class LayerSplit:
         return self.crossing[self._leaf]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Probe:
     """Asks a network about one class of one image.
 

@@ -26,7 +26,7 @@ Answers = Callable[[Trunk], Sequence[EngineResult]]
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeOptions:
     """What is asked for.
 
@@ -46,7 +46,7 @@ class RuntimeOptions:
         return (self.engine, self.precision) == ("torch", "fp32")
 
 
-TORCH_FP32: Final = RuntimeOptions("torch", "fp32")  # what every network can have
+TORCH_FP32: Final = RuntimeOptions(engine="torch", precision="fp32")  # what every network can have
 
 
 def choose(name: str, trunk: TorchTrunk, images: Tensor, plan: RuntimeOptions, answers: Answers) -> Trunk:

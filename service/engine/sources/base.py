@@ -14,7 +14,7 @@ from service.engine.cards.card import Card, Channels, Fit, Interpolation
 Logits = Callable[[Any], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
     """How an image becomes the network's input.
 

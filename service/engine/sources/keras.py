@@ -147,7 +147,12 @@ def _built(card: Card, model: Any) -> SourceNetwork:
         height, width = (crop, crop) if isinstance(crop, int) else crop
     mean, std, reversed_channels = _scaling(card, channels)
     module = Classifier(functional, reversed_channels=reversed_channels)
-    return SourceNetwork(module, Preprocessing(height, width, min(height, width), "bilinear", mean, std, "squash"))
+    return SourceNetwork(
+        module,
+        Preprocessing(
+            height=height, width=width, resize=min(height, width), interpolation="bilinear", mean=mean, std=std, fit="squash"
+        ),
+    )
 
 
 def _functional(layer: Any) -> Any:

@@ -45,7 +45,15 @@ def from_file(card: Card, path: Path) -> SourceNetwork:
     module: Any = program.module(check_guards=False)
     assert isinstance(module, nn.Module)
     return SourceNetwork(
-        module, Preprocessing(height, width, min(height, width), "bilinear", card.preprocess.mean, card.preprocess.std)
+        module,
+        Preprocessing(
+            height=height,
+            width=width,
+            resize=min(height, width),
+            interpolation="bilinear",
+            mean=card.preprocess.mean,
+            std=card.preprocess.std,
+        ),
     )
 
 

@@ -62,4 +62,7 @@ def _built(card: Card, module: nn.Module) -> SourceNetwork:
     if card.architecture.args.get("in_chans") == 1:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     resize = int(min(height, width) / data["crop_pct"])
-    return SourceNetwork(module, Preprocessing(height, width, resize, data["interpolation"], mean, std))
+    return SourceNetwork(
+        module,
+        Preprocessing(height=height, width=width, resize=resize, interpolation=data["interpolation"], mean=mean, std=std),
+    )

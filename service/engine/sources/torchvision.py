@@ -56,4 +56,11 @@ def _weights(card: Card) -> Any:
 def _preprocessing(card: Card) -> Preprocessing:
     transforms: Any = _weights(card).transforms()
     crop, resize = transforms.crop_size[0], transforms.resize_size[0]
-    return Preprocessing(crop, crop, resize, transforms.interpolation.value, tuple(transforms.mean), tuple(transforms.std))
+    return Preprocessing(
+        height=crop,
+        width=crop,
+        resize=resize,
+        interpolation=transforms.interpolation.value,
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+    )

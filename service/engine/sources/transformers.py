@@ -124,4 +124,12 @@ def preprocessing_of(processor: Any) -> Preprocessing:
     mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     if not processor.do_normalize:
         mean, std = (0.0,) * len(mean), (1.0,) * len(std)
-    return Preprocessing(height, width, resize, RESAMPLING[int(processor.resample)], mean, std, fit)
+    return Preprocessing(
+        height=height,
+        width=width,
+        resize=resize,
+        interpolation=RESAMPLING[int(processor.resample)],
+        mean=mean,
+        std=std,
+        fit=fit,
+    )

@@ -11,7 +11,7 @@ Format = Literal["jpeg", "png", "webp", "gif"]
 Box = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Bounds on what a header may claim.
 
@@ -34,7 +34,7 @@ class Limits:
     max_chunks: int = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """A file that may be decoded, and how to read its pixels.
 

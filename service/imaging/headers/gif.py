@@ -71,7 +71,13 @@ def read(data: bytes, limits: Limits) -> Header:
         )
     )
     whole = (left, top, columns, rows) == (0, 0, width, height)
-    return Header("gif", width, height, payload, frame=None if whole else (left, top, left + columns, top + rows))
+    return Header(
+        format="gif",
+        width=width,
+        height=height,
+        payload=payload,
+        frame=None if whole else (left, top, left + columns, top + rows),
+    )
 
 
 def _palette_bytes(flags: int) -> int:

@@ -58,9 +58,9 @@ def read(data: bytes, limits: Limits) -> Header:
         parts.extend([_chunk(b"tRNS", key[:256])] if key else [])
     parts += [_chunk(b"IDAT", deflated), _chunk(b"IEND", b"")]
     return Header(
-        "png",
-        width,
-        height,
+        format="png",
+        width=width,
+        height=height,
         payload=b"".join(parts),
         orientation=read_orientation(side.get(b"eXIf", b"")),
         transparent=_transparent(key, color, depth),

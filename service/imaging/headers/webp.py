@@ -36,7 +36,7 @@ def read(data: bytes, limits: Limits) -> Header:
     if kind in {_LOSSY, _LOSSLESS}:
         width, height = _bitstream_size(kind, body)
         check_size(width, height, limits)
-        return Header("webp", width, height, _still(width, height, [(kind, body)]))
+        return Header(format="webp", width=width, height=height, payload=_still(width, height, [(kind, body)]))
     if kind != _EXTENDED:
         raise corrupt("the WebP does not start with pixels or an extended header")
     width, height = _canvas_size(body)
@@ -62,9 +62,9 @@ def read(data: bytes, limits: Limits) -> Header:
     if _bitstream_size(*stills[0]) != (columns, rows) or frame[2] > width or frame[3] > height:
         raise corrupt("the sizes in the WebP contradict each other")
     return Header(
-        "webp",
-        width,
-        height,
+        format="webp",
+        width=width,
+        height=height,
         payload=_still(columns, rows, image),
         orientation=read_orientation(exif),
         frame=None if frame == (0, 0, width, height) else frame,

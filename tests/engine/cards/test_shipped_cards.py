@@ -49,7 +49,7 @@ def test_a_card_is_loaded_exported_cut_and_explained(name: str) -> None:
     assert network.classes == len(read_labels(card))
     pre = network.preprocessing
     pixels = np.random.default_rng(0).integers(0, 255, (pre.height, pre.width, 3), np.uint8)
-    (outcome,) = network.run([EngineRequest(pixels, classes=(3, 281))])
+    (outcome,) = network.run([EngineRequest(pixels=pixels, classes=(3, 281))])
     assert isinstance(outcome, EngineResult)
     first, second = (heat / np.abs(heat).max() for (heat,) in outcome.maps)
     assert first.size >= 9

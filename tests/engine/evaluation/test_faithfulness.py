@@ -53,7 +53,7 @@ def perfect() -> Map:
 
 
 def evaluate(toy: Network, pixels: NDArray[np.uint8], *maps: Map, grid: tuple[int, int] = (8, 8)) -> tuple[Evaluation, ...]:
-    return toy.evaluate(EvaluationRequest(pixels, (0,) * len(maps), maps, grid))
+    return toy.evaluate(EvaluationRequest(pixels=pixels, classes=(0,) * len(maps), maps=maps, grid=grid))
 
 
 def white() -> NDArray[np.uint8]:
@@ -116,7 +116,7 @@ def test_it_stops_when_nobody_waits(toy: Network) -> None:
     gone = threading.Event()
     gone.set()
     with pytest.raises(DeadlineExceeded):
-        toy.evaluate(EvaluationRequest(white(), (0,), (perfect(),), (8, 8), abandoned=gone))
+        toy.evaluate(EvaluationRequest(pixels=white(), classes=(0,), maps=(perfect(),), grid=(8, 8), abandoned=gone))
 
 
 def test_order_is_a_ranking_even_of_a_map_of_zeros() -> None:

@@ -77,7 +77,7 @@ def explained(net: Network, method: str, **asked: Any) -> NDArray[np.float32]:
     outcome = net.run(
         [
             EngineRequest(
-                random_image(),
+                pixels=random_image(),
                 classes=(CLASS,),
                 method=method,
                 parameters=METHODS[method].resolve_parameters(MethodParameters(**asked)),
@@ -240,8 +240,8 @@ def test_a_class_and_what_it_is_contrasted_with_change_the_weighted_maps_alone(n
     for method, differs in {"attention_rollout": False, "chefer": True, "legrad": True}.items():
         parameters = METHODS[method].resolve_parameters(MethodParameters())
         works = [
-            EngineRequest(random_image(), classes=(0, 1), method=method, parameters=parameters),
-            EngineRequest(random_image(), classes=(0,), versus=1, method=method, parameters=parameters),
+            EngineRequest(pixels=random_image(), classes=(0, 1), method=method, parameters=parameters),
+            EngineRequest(pixels=random_image(), classes=(0,), versus=1, method=method, parameters=parameters),
         ]
         plain, contrast = (outcome for outcome in net.run(works) if isinstance(outcome, EngineResult))
         zero, one, against = plain.maps[0][0], plain.maps[1][0], contrast.maps[0][0]

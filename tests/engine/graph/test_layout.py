@@ -60,36 +60,36 @@ def swin() -> nn.Module:
 
 
 DEFAULTS: dict[str, tuple[Callable[[], nn.Module], LayerInfo]] = {
-    "resnet": (made("resnet10t"), LayerInfo("layer4", 512, (2, 3))),
-    "last activation": (made("resnetv2_18", layers=(1, 1, 1, 1)), LayerInfo("norm", 512, (2, 3))),
-    "densenet": (made("densenet121", block_config=(1, 1, 1, 1)), LayerInfo("features", 68, (2, 3))),
+    "resnet": (made("resnet10t"), LayerInfo(name="layer4", channels=512, grid=(2, 3))),
+    "last activation": (made("resnetv2_18", layers=(1, 1, 1, 1)), LayerInfo(name="norm", channels=512, grid=(2, 3))),
+    "densenet": (made("densenet121", block_config=(1, 1, 1, 1)), LayerInfo(name="features", channels=68, grid=(2, 3))),
     "before the pool that keeps a grid": (
-        lambda: torchvision.models.alexnet(num_classes=10), LayerInfo("features", 256, (1, 2)),
+        lambda: torchvision.models.alexnet(num_classes=10), LayerInfo(name="features", channels=256, grid=(1, 2)),
     ),
     "permutes within its blocks": (
         lambda: torchvision.models.ConvNeXt(
             [torchvision.models.convnext.CNBlockConfig(16, 32, 1), torchvision.models.convnext.CNBlockConfig(32, None, 1)],
             num_classes=10,
         ),
-        LayerInfo("features", 32, (8, 12)),
+        LayerInfo(name="features", channels=32, grid=(8, 12)),
     ),
-    "mixer": (made("mixer_s32_224", img_size=SIZE), LayerInfo("norm", 512, (2, 3), "tokens")),
-    "channels last": (ChannelsLast, LayerInfo("block", 8, (8, 12), "nhwc")),
-    "swin": (swin, LayerInfo("features.3.1.norm1", 48, (8, 12), "nhwc")),
+    "mixer": (made("mixer_s32_224", img_size=SIZE), LayerInfo(name="norm", channels=512, grid=(2, 3), layout="tokens")),
+    "channels last": (ChannelsLast, LayerInfo(name="block", channels=8, grid=(8, 12), layout="nhwc")),
+    "swin": (swin, LayerInfo(name="features.3.1.norm1", channels=48, grid=(8, 12), layout="nhwc")),
     "class token": (
-        made("vit_tiny_patch16_224", img_size=SIZE, depth=2), LayerInfo("blocks.1.norm1", 192, (4, 6), "tokens"),
+        made("vit_tiny_patch16_224", img_size=SIZE, depth=2), LayerInfo(name="blocks.1.norm1", channels=192, grid=(4, 6), layout="tokens"),
     ),
     "as wide as it has patches": (
         made("vit_tiny_patch16_224", img_size=SIZE, depth=2, embed_dim=24, num_heads=2),
-        LayerInfo("blocks.1.norm1", 24, (4, 6), "tokens"),
+        LayerInfo(name="blocks.1.norm1", channels=24, grid=(4, 6), layout="tokens"),
     ),
     "rotary positions and registers": (
-        made("vit_small_patch16_dinov3", img_size=SIZE, depth=2), LayerInfo("blocks.1.norm1", 384, (4, 6), "tokens"),
+        made("vit_small_patch16_dinov3", img_size=SIZE, depth=2), LayerInfo(name="blocks.1.norm1", channels=384, grid=(4, 6), layout="tokens"),
     ),
     "attention that pools": (
-        made("vit_base_patch16_siglip_224", img_size=SIZE, depth=1), LayerInfo("norm", 768, (4, 6), "tokens"),
+        made("vit_base_patch16_siglip_224", img_size=SIZE, depth=1), LayerInfo(name="norm", channels=768, grid=(4, 6), layout="tokens"),
     ),
-    "convolutions after attention": (made("mobilevitv2_050"), LayerInfo("stages", 256, (2, 4))),
+    "convolutions after attention": (made("mobilevitv2_050"), LayerInfo(name="stages", channels=256, grid=(2, 4))),
 }  # fmt: skip
 
 
@@ -187,8 +187,8 @@ def test_a_card_states_a_layout_that_the_graph_does_not_tell() -> None:
     cpu = torch.device("cpu")
     assert "pick" not in Network("test", loaded, ["patches"], cpu).layers
     net = Network("test", loaded, ["pick"], cpu, LayoutOverride("tokens", 1))
-    assert net.layers["pick"] == LayerInfo("pick", 8, (4, 6), "tokens")
-    (found,) = net.run([EngineRequest(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8), best=1)])
+    assert net.layers["pick"] == LayerInfo(name="pick", channels=8, grid=(4, 6), layout="tokens")
+    (found,) = net.run([EngineRequest(pixels=np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8), best=1)])
     assert isinstance(found, EngineResult)
     assert found.maps[0][0].shape == (4, 6)
     for wrong in (LayoutOverride("tokens", 0), LayoutOverride("tokens", 30), LayoutOverride("nhwc")):
@@ -202,8 +202,8 @@ def test_a_transformer_is_explained_in_one_batch_with_mixed_layers() -> None:
     net = Network("test", LoadedNetwork(module, preprocessing, "sha256:test"), (), torch.device("cpu"))
     images = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
     works = [
-        EngineRequest(images[0], classes=(1, 2)),
-        EngineRequest(images[1], best=1, layers=("blocks.0", "patch_embed.proj")),
+        EngineRequest(pixels=images[0], classes=(1, 2)),
+        EngineRequest(pixels=images[1], best=1, layers=("blocks.0", "patch_embed.proj")),
     ]
     for work, together in zip(works, net.run(works), strict=True):
         (alone,) = net.run([work])

@@ -72,10 +72,10 @@ def test_it_equals_autograd_for_every_batched_method() -> None:
     for method in methods:
         parameters = method.defaults
         works = [
-            EngineRequest(pixels[0], best=3, method=method.name, parameters=parameters),
-            EngineRequest(pixels[1], classes=(4, 0), versus=2, method=method.name, parameters=parameters),
-            EngineRequest(pixels[2], method=method.name, parameters=parameters),
-            EngineRequest(pixels[3], classes=(1,), method=method.name, parameters=parameters),
+            EngineRequest(pixels=pixels[0], best=3, method=method.name, parameters=parameters),
+            EngineRequest(pixels=pixels[1], classes=(4, 0), versus=2, method=method.name, parameters=parameters),
+            EngineRequest(pixels=pixels[2], method=method.name, parameters=parameters),
+            EngineRequest(pixels=pixels[3], classes=(1,), method=method.name, parameters=parameters),
         ]
         for one, other in zip(closed.run(works), autograd.run(works), strict=True):
             assert isinstance(one, EngineResult)

@@ -44,7 +44,11 @@ def grid(
     net: Network, method: str, class_id: int = 1, versus: int | None = None, *, aug_smooth: bool | None = None
 ) -> NDArray[np.float32]:
     work = EngineRequest(
-        random_image(32), classes=(class_id,), versus=versus, method=method, parameters=MethodParameters(aug_smooth=aug_smooth)
+        pixels=random_image(32),
+        classes=(class_id,),
+        versus=versus,
+        method=method,
+        parameters=MethodParameters(aug_smooth=aug_smooth),
     )
     return explained(net, work).maps[0][0]
 
@@ -106,7 +110,7 @@ def test_shapleycam_behind_attention_differentiates_twice() -> None:
     vit = seeded(VisionTransformer, 32, 8, 2, 2, 16, 32, num_classes=4)
     nn.init.normal_(vit.get_parameter("heads.head.weight"))  # born zero: no class, no gradient
     layer = "encoder.layers.encoder_layer_1.ln_1"
-    found = explained(network(vit, layer), EngineRequest(random_image(32), classes=(1,), method="shapleycam")).maps[0][0]
+    found = explained(network(vit, layer), EngineRequest(pixels=random_image(32), classes=(1,), method="shapleycam")).maps[0][0]
     exact = copy.deepcopy(vit).double()
 
     def gradient(scale: float) -> tuple[Tensor, Tensor]:
@@ -146,7 +150,7 @@ def test_aug_smooth_is_the_mean_over_six_views(module: Pooled, net: Network, met
 
 
 def test_smoothed_and_plain_requests_share_a_batch(net: Network) -> None:
-    plain = EngineRequest(random_image(32), classes=(1,), parameters=METHODS["gradcam"].defaults)
+    plain = EngineRequest(pixels=random_image(32), classes=(1,), parameters=METHODS["gradcam"].defaults)
     smoothed = replace(plain, parameters=METHODS["gradcam"].resolve_parameters(MethodParameters(aug_smooth=True)))
     together = net.run([plain, smoothed])
     for outcome, work in zip(together, (plain, smoothed), strict=True):
@@ -179,20 +183,20 @@ def test_gradcam_plusplus_is_zero_without_a_gradient() -> None:
 
 def test_random_cam_depends_on_its_seed(net: Network) -> None:
     one, other = (
-        explained(net, EngineRequest(random_image(32), (1,), method="random_cam", parameters=MethodParameters(seed=s))).maps[0][
-            0
-        ]
+        explained(
+            net, EngineRequest(pixels=random_image(32), classes=(1,), method="random_cam", parameters=MethodParameters(seed=s))
+        ).maps[0][0]
         for s in (1, 2)
     )
     assert np.abs(one - other).max() > 0.01
     again = explained(
-        net, EngineRequest(random_image(32), (2,), method="random_cam", parameters=MethodParameters(seed=1))
+        net, EngineRequest(pixels=random_image(32), classes=(2,), method="random_cam", parameters=MethodParameters(seed=1))
     ).maps[0][0]
     np.testing.assert_array_equal(one, again)
 
 
 def test_kernel_pca_refuses_a_layer_with_too_many_cells(module: Pooled) -> None:
     large = network(module, "stem", size=96)
-    (outcome,) = large.run([EngineRequest(random_image(96), classes=(1,), method="kpca_cam")])
+    (outcome,) = large.run([EngineRequest(pixels=random_image(96), classes=(1,), method="kpca_cam")])
     assert isinstance(outcome, MethodNotApplicable)
     assert "eigencam" in outcome.detail

@@ -75,9 +75,9 @@ def test_scorecam_of_few_channels_takes_those_that_vary_most() -> None:
     net = network(seeded(Pooled), "stem")
     pixels = random_image(32)
     few, all_, more = (
-        explained(net, EngineRequest(pixels, classes=(1,), method="scorecam", parameters=MethodParameters(samples=n))).maps[0][
-            0
-        ]
+        explained(
+            net, EngineRequest(pixels=pixels, classes=(1,), method="scorecam", parameters=MethodParameters(samples=n))
+        ).maps[0][0]
         for n in (1, 8, 9)
     )
     with torch.no_grad():
@@ -91,6 +91,6 @@ def test_scorecam_of_few_channels_takes_those_that_vary_most() -> None:
 def test_scorecam_answers_for_every_layer() -> None:
     found = explained(
         network(seeded(Pooled), "block"),
-        EngineRequest(random_image(32), classes=(1,), method="scorecam", layers=("stem", "block")),
+        EngineRequest(pixels=random_image(32), classes=(1,), method="scorecam", layers=("stem", "block")),
     )
     assert [grid.shape for grid in found.maps[0]] == [(16, 16), (8, 8)]

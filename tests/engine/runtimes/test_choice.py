@@ -49,23 +49,23 @@ def fallbacks(monkeypatch: pytest.MonkeyPatch, plan: RuntimeOptions) -> tuple[Ne
 
 
 def test_openvino_runs_the_trunk_on_a_cpu_unless_told_otherwise() -> None:
-    assert network(module(), "block", plan=RuntimeOptions("auto", "fp32")).engine == "openvino"
-    assert network(module(), "block", plan=RuntimeOptions("torch", "fp32")).engine == "torch"
+    assert network(module(), "block", plan=RuntimeOptions(engine="auto", precision="fp32")).engine == "openvino"
+    assert network(module(), "block", plan=RuntimeOptions(engine="torch", precision="fp32")).engine == "torch"
 
 
 def test_where_openvino_is_missing_torch_takes_its_place_and_asking_for_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "available", lambda: False)
-    assert network(module(), "block", plan=RuntimeOptions("auto", "fp32")).engine == "torch"
+    assert network(module(), "block", plan=RuntimeOptions(engine="auto", precision="fp32")).engine == "torch"
     with pytest.raises(ConfigurationError, match="card test: engine openvino is not installed; install it, or use auto"):
-        network(module(), "block", plan=RuntimeOptions("openvino", "fp32"))
+        network(module(), "block", plan=RuntimeOptions(engine="openvino", precision="fp32"))
 
 
 def test_a_network_that_openvino_cannot_run_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, reasons = fallbacks(monkeypatch, RuntimeOptions("auto", "fp32"))
+    net, reasons = fallbacks(monkeypatch, RuntimeOptions(engine="auto", precision="fp32"))
     assert net.engine == "torch"
     assert reasons == ["openvino: No conversion rule found for operations: aten.riddle.default"]
     with pytest.raises(ConfigurationError, match=r"card test: engine openvino cannot run this network: .*riddle"):
-        network(module(), "block", plan=RuntimeOptions("openvino", "fp32"))
+        network(module(), "block", plan=RuntimeOptions(engine="openvino", precision="fp32"))
 
 
 def test_an_engine_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_an_engine_that_computes_something_else_is_refused(monkeypatch: pytest.M
 
     monkeypatch.setattr(openvino, "convert", broken)
     with capture_logs() as logs:
-        net = network(module(), "block", plan=RuntimeOptions("auto", "fp32"))
+        net = network(module(), "block", plan=RuntimeOptions(engine="auto", precision="fp32"))
     assert net.engine == "torch"
     (reason,) = [log["reason"] for log in logs if log["event"] == "engine_fallback"]
     assert "its answers are not torch's" in reason
@@ -90,11 +90,11 @@ def test_bf16_where_answers_stay_the_same_and_it_is_faster(monkeypatch: pytest.M
     monkeypatch.setattr(openvino, "has_bf16", lambda: True)
     monkeypatch.setattr("service.engine.runtimes.has_bf16", lambda _: True)
     monkeypatch.setattr("service.engine.runtimes.speedup", lambda *_: 1.5)
-    plan = RuntimeOptions("torch" if engine == "torch" else "openvino", "auto")
+    plan = RuntimeOptions(engine="torch" if engine == "torch" else "openvino", precision="auto")
     net = network(module(), "block", plan=plan)
     assert (net.engine, net.precision) == (engine, "bf16")
-    (found,) = net.run([EngineRequest(IMAGE, best=1)])
-    (exact,) = network(module(), "block").run([EngineRequest(IMAGE, best=1)])
+    (found,) = net.run([EngineRequest(pixels=IMAGE, best=1)])
+    (exact,) = network(module(), "block").run([EngineRequest(pixels=IMAGE, best=1)])
     assert isinstance(found, EngineResult)
     assert isinstance(exact, EngineResult)
     assert (found.engine, found.precision) == (engine, "bf16")
@@ -107,7 +107,7 @@ def test_bf16_is_refused_where_the_best_class_or_the_map_is_another(monkeypatch:
     monkeypatch.setattr("service.engine.runtimes.has_bf16", lambda _: True)
     monkeypatch.setattr("service.engine.runtimes.speedup", lambda *_: 9.0)
     with capture_logs() as logs:
-        net = network(seeded(Rounded), "block", plan=RuntimeOptions("torch", "auto"))
+        net = network(seeded(Rounded), "block", plan=RuntimeOptions(engine="torch", precision="auto"))
     assert net.precision == "fp32"
     (refused,) = [log["bf16_refused"] for log in logs if log["event"] == "precision"]
     assert "photograph" in refused
@@ -118,30 +118,33 @@ def test_bf16_asked_for_by_name_needs_hardware(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(openvino, "has_bf16", lambda: False)
     for engine in (TORCH_FP32.engine, RuntimeOptions().engine):
         with pytest.raises(ConfigurationError, match="card test: precision bf16: this hardware does not compute in it"):
-            network(module(), "block", plan=RuntimeOptions(engine, "bf16"))
-        assert network(module(), "block", plan=RuntimeOptions(engine, "auto")).precision == "fp32"
+            network(module(), "block", plan=RuntimeOptions(engine=engine, precision="bf16"))
+        assert network(module(), "block", plan=RuntimeOptions(engine=engine, precision="auto")).precision == "fp32"
 
 
 def test_every_answer_says_what_computed_it() -> None:
-    net = network(module(), "block", plan=RuntimeOptions("openvino", "fp32"))
+    net = network(module(), "block", plan=RuntimeOptions(engine="openvino", precision="fp32"))
     other_size = np.zeros((48, 48, 3), np.uint8)
     works = [
-        EngineRequest(IMAGE, best=1),
-        EngineRequest(IMAGE, best=1, layers=("stem",)),
-        EngineRequest(IMAGE),
-        EngineRequest(IMAGE, best=1, layers=("block",)),
-        EngineRequest(other_size, best=1),
-        EngineRequest(IMAGE, best=1, method="saliency"),
+        EngineRequest(pixels=IMAGE, best=1),
+        EngineRequest(pixels=IMAGE, best=1, layers=("stem",)),
+        EngineRequest(pixels=IMAGE),
+        EngineRequest(pixels=IMAGE, best=1, layers=("block",)),
+        EngineRequest(pixels=other_size, best=1),
+        EngineRequest(pixels=IMAGE, best=1, method="saliency"),
     ]
     found = [outcome.engine for outcome in net.run(works) if isinstance(outcome, EngineResult)]
     assert found == ["openvino", "torch", "openvino", "openvino", "torch", "torch"]
-    assert net.inspect(LayerStatisticsRequest(IMAGE, None, None, ("block",), 3)).engine == "torch"
+    assert (
+        net.inspect(LayerStatisticsRequest(pixels=IMAGE, class_id=None, versus=None, layers=("block",), channels=3)).engine
+        == "torch"
+    )
 
 
 def test_a_card_overrides_the_service(tmp_path: Path) -> None:
     write_card(tmp_path, "tiny", ("[explain]", '[runtime]\nengine = "torch"\nprecision = "fp32"\n[explain]'))
     card = Card.read(tmp_path / "tiny.toml")
-    assert Network.load(card, torch.device("cpu"), RuntimeOptions("openvino", "auto")).engine == "torch"
+    assert Network.load(card, torch.device("cpu"), RuntimeOptions(engine="openvino", precision="auto")).engine == "torch"
 
 
 def test_a_trunk_in_half_precision_gives_float32() -> None:

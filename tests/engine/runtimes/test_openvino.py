@@ -22,7 +22,7 @@ from tests.networks import Pooled, network, seeded
 
 pytest.importorskip("openvino")
 
-OPENVINO = RuntimeOptions("openvino", "fp32", threads=2)
+OPENVINO = RuntimeOptions(engine="openvino", precision="fp32", threads=2)
 BATCHES = range(1, 10)
 
 
@@ -74,7 +74,7 @@ def module_of(name: str) -> nn.Module:
 
 def works_of(count: int, size: int) -> list[EngineRequest]:
     pixels = np.random.default_rng(3).integers(0, 256, (count, size, size, 3), np.uint8)
-    return [EngineRequest(image, best=2) for image in pixels]
+    return [EngineRequest(pixels=image, best=2) for image in pixels]
 
 
 def outcomes(net: Network, works: list[EngineRequest]) -> list[EngineResult]:

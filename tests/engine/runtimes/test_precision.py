@@ -22,7 +22,9 @@ GRID = np.random.default_rng(0).normal(size=(7, 7)).astype(np.float32)
 def outcome(grid: NDArray[np.floating[Any]], best: int = 1) -> EngineResult:
     logits = np.zeros(3, np.float32)
     logits[best] = 1
-    return EngineResult(logits, (best,), ((grid.astype(np.float32),),), ("block",), "torch", "fp32")
+    return EngineResult(
+        logits=logits, classes=(best,), maps=((grid.astype(np.float32),),), layers=("block",), engine="torch", precision="fp32"
+    )
 
 
 def test_the_photographs_are_few_different_and_small() -> None:

@@ -56,7 +56,7 @@ def test_its_attention_is_explained(tmp_path: Path) -> None:
     network = Network("tiny", load(with_weights(tmp_path, tiny().state_dict())), (), torch.device("cpu"))
     assert network.default_layers == ("vit.layers.1.layernorm_before",)
     outcomes = network.run(
-        [EngineRequest(scene(64, 64), classes=(3,), method=name) for name in ("gradcam", "attention_rollout")]
+        [EngineRequest(pixels=scene(64, 64), classes=(3,), method=name) for name in ("gradcam", "attention_rollout")]
     )
     for outcome in outcomes:
         assert isinstance(outcome, EngineResult), outcome
@@ -113,7 +113,7 @@ def test_images_are_prepared_as_the_library_prepares_them(family: str, args: dic
     processor = getattr(transformers, family)(**args)
     theirs = processor(Image.fromarray(scene(500, 375)), return_tensors="np")["pixel_values"][0]
     own = preprocessing_of(processor)
-    spec = InputSpec(own.height, own.width, own.resize, own.interpolation)
+    spec = InputSpec(height=own.height, width=own.width, resize=own.resize, interpolation=own.interpolation)
     pixels = prepare(scene(500, 375), place(500, 375, spec, own.fit), spec, (0, 0, 0))
     ours = (pixels / 255 - np.array(own.mean)) / np.array(own.std)
     # One level of 255, divided by the standard deviation, where the two crop or round differently.
