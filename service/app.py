@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from service import __version__
-from service.api import admin, catalogue, health, inspection, openapi, problems, routes
+from service.api import admin, catalogue, health, openapi, problems, routes
 from service.api.middleware import ApiKeyMiddleware, HeadMiddleware, RequestLogMiddleware
 from service.api.services import Lifecycle, Services
 from service.errors import ConfigurationError
@@ -69,7 +69,7 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
         redoc_url=None,
     )
     services.install(app)
-    for router in (routes.router, inspection.router, catalogue.router, admin.router, health.router):
+    for router in (routes.router, catalogue.router, admin.router, health.router):
         app.include_router(router)
     problems.install(app)
     openapi.install(app)

@@ -13,6 +13,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.vocabulary import EngineOption, PrecisionOption
+
 REPOSITORY_MODELS = Path(__file__).resolve().parent.parent / "models"
 
 
@@ -38,10 +40,10 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto", description="auto (cuda when there is one), cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
     )
-    engine: Literal["auto", "torch", "openvino"] = Field(
+    engine: EngineOption = Field(
         "auto", description="What runs the network up to the card's layer; auto is openvino on the CPU where it is installed."
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: PrecisionOption = Field(
         "auto", description="Its arithmetic; auto is bf16 where the hardware has it, answers stay the same and it is faster."
     )
     random_weights: bool = Field(

@@ -20,6 +20,7 @@ from prometheus_client.process_collector import ProcessCollector
 from structlog.typing import EventDict, Processor
 
 from service.settings import Settings
+from service.vocabulary import LaneName
 
 HANDLER_NAME: Final = "camserve"
 
@@ -93,9 +94,10 @@ class Metrics:
     """The service's Prometheus metrics, in a registry of their own so that several apps can live in one process.
 
     Who observes what: the HTTP side counts `requests`, `request_seconds` and `rejections`; the explainer `stage_seconds`,
-    `cache_requests` and `images`; the model registry, partly through its batchers, the rest. Labels come from closed sets:
-    `route` is a route's template, `model` the name of a card or "", `code` a problem's code, `stage` one of decode, queue,
-    infer and render, `result` one of hit, coalesced and miss.
+    `cache_requests` and `images`; the lanes of each model, through `LaneMetrics`, what carries the label `lane`; the model
+    registry the rest. Labels come from closed sets: `route` is a route's template, `model` the name of a card or "", `lane`
+    fast or slow, `code` a problem's code, `stage` one of decode, queue, infer and render, `result` one of hit, coalesced and
+    miss.
     """
 
     def __init__(self) -> None:
@@ -115,17 +117,28 @@ class Metrics:
             "camserve_stage_seconds", "Seconds a request spent in a stage.", ["stage"], buckets=SECONDS, registry=registry
         )
         self.images = Counter("camserve_images", "Images answered.", ["model"], registry=registry)
+        lane = ["model", "lane"]
         self.batch_size = Histogram(
-            "camserve_batch_size", "Images in one pass through the network.", ["model"], buckets=BATCH_SIZES, registry=registry
+            "camserve_batch_size", "Images in one pass through the network.", lane, buckets=BATCH_SIZES, registry=registry
         )
         self.batch_seconds = Histogram(
-            "camserve_batch_seconds", "Seconds of one pass through the network.", ["model"], buckets=SECONDS, registry=registry
+            "camserve_batch_seconds", "Seconds of one pass through the network.", lane, buckets=SECONDS, registry=registry
         )
-        self.queue_depth = Gauge("camserve_queue_depth", "Images waiting for the network.", ["model"], registry=registry)
+        self.queue_depth = Gauge("camserve_queue_depth", "Images waiting for the network.", lane, registry=registry)
+        self.queue_wait_seconds = Histogram(
+            "camserve_queue_wait_seconds",
+            "Seconds that an image waited for the network.",
+            lane,
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.pass_seconds = Gauge(
+            "camserve_pass_seconds", "Seconds of one image's pass through the network, recent mean.", lane, registry=registry
+        )
         self.cache_requests = Counter(
-            "camserve_cache_requests", "Images looked up among what the network has said before.", ["result"], registry=registry
+            "camserve_cache_requests", "Images looked up in the cache.", ["result"], registry=registry
         )
-        self.cache_bytes = Gauge("camserve_cache_bytes", "Memory that remembered maps take.", ["model"], registry=registry)
+        self.cache_bytes = Gauge("camserve_cache_bytes", "Memory that cached maps take.", ["model"], registry=registry)
         self.model_ready = Gauge(
             "camserve_model_ready", "1 when the model is loaded, warmed and its worker alive.", ["model"], registry=registry
         )
@@ -136,3 +149,28 @@ class Metrics:
     def render(self) -> tuple[bytes, str]:
         """Everything measured so far, as Prometheus text, with its content type."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+class LaneMetrics:
+    """The metrics of one lane of one model."""
+
+    def __init__(self, metrics: Metrics, model: str, lane: LaneName) -> None:
+        self._depth = metrics.queue_depth.labels(model, lane)
+        self._batch_size = metrics.batch_size.labels(model, lane)
+        self._batch_seconds = metrics.batch_seconds.labels(model, lane)
+        self._wait_seconds = metrics.queue_wait_seconds.labels(model, lane)
+        self._pass_seconds = metrics.pass_seconds.labels(model, lane)
+
+    def depth(self, items: int) -> None:
+        """So many items wait now."""
+        self._depth.set(items)
+
+    def wait(self, seconds: float) -> None:
+        """One item waited for so long."""
+        self._wait_seconds.observe(seconds)
+
+    def batch(self, items: int, seconds: float, seconds_per_pass: float) -> None:
+        """So many items ran together for so long; the mean time of one pass is now `seconds_per_pass`."""
+        self._batch_size.observe(items)
+        self._batch_seconds.observe(seconds)
+        self._pass_seconds.set(seconds_per_pass)

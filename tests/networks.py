@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from service.engine.network import Network
 from service.engine.runtimes import TORCH_FP32, RuntimeOptions
-from service.engine.sources import LoadedNetwork, Preprocessing
+from service.engine.sources import LoadedNetwork
+from service.vocabulary import Preprocessing
 
 VIT_SIDE = 96
 

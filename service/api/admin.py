@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-import orjson
 from fastapi import APIRouter, Depends, Path
 from fastapi.requests import Request
 from fastapi.responses import Response
@@ -12,13 +11,14 @@ from fastapi.responses import Response
 from service import errors
 from service.api.auth import ApiKeySet, refusal
 from service.api.openapi import OTHER, answers, problems
-from service.api.schemas import Model
+from service.api.responses import json_response
 from service.api.services import Phase, Services, ServicesDependency
+from service.explain.results import ModelInfo
 
 ModelName = Annotated[str, Path(description="Name of a model card, see GET /models.")]
 ANSWERS: Final[dict[str, Any]] = {
     "response_class": Response,
-    "responses": answers(Model)
+    "responses": answers(ModelInfo)
     | problems(
         errors.AuthRequired,
         errors.AuthInvalid,
@@ -65,4 +65,4 @@ async def unload(services: ServicesDependency, model: ModelName) -> Response:
 
 
 def _described(services: Services, model: str) -> Response:
-    return Response(orjson.dumps(services.registry.describe_one(model)), media_type="application/json")
+    return json_response(services.registry.describe_one(model))

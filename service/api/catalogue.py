@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Path
 from fastapi.responses import Response
 
 from service import errors
 from service.api.openapi import OTHER, answers, problems
-from service.api.schemas import MethodList, Model, ModelList
+from service.api.responses import json_response
 from service.api.services import ServicesDependency
+from service.explain.results import MethodList, ModelInfo, ModelList
 
 router = APIRouter(tags=["catalogue"])
 REFUSED = problems(errors.AuthRequired, errors.AuthInvalid)
@@ -20,27 +20,23 @@ REFUSED = problems(errors.AuthRequired, errors.AuthInvalid)
 @router.get("/models", summary="List the models", response_class=Response, responses=answers(ModelList) | REFUSED)
 async def models(services: ServicesDependency) -> Response:
     """Every card with the state of its model, its layers, methods and input size."""
-    return _json({"models": services.registry.describe()})
+    return json_response(ModelList(services.registry.describe()))
 
 
 @router.get(
     "/models/{model}",
     summary="Describe a model",
     response_class=Response,
-    responses=answers(Model) | REFUSED | problems(errors.ModelNotFound) | OTHER,
+    responses=answers(ModelInfo) | REFUSED | problems(errors.ModelNotFound) | OTHER,
 )
 async def model(
     services: ServicesDependency, model: Annotated[str, Path(description="Name of a model card, see GET /models.")]
 ) -> Response:
     """One card with the state of its model."""
-    return _json(services.registry.describe_one(model))
+    return json_response(services.registry.describe_one(model))
 
 
 @router.get("/methods", summary="List the methods", response_class=Response, responses=answers(MethodList) | REFUSED)
 async def methods(services: ServicesDependency) -> Response:
     """Every explanation method: family, cost, options and paper."""
-    return _json({"methods": services.explainer.methods()})
-
-
-def _json(document: object) -> Response:
-    return Response(orjson.dumps(document), media_type="application/json")
+    return json_response(MethodList(services.explainer.methods()))

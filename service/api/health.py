@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import orjson
 from fastapi import APIRouter
 from fastapi.responses import Response
 
 from service import __version__, errors
 from service.api.openapi import answers, problems
-from service.api.schemas import Health, Welcome
+from service.api.responses import json_response
+from service.api.schemas import Welcome
 from service.api.services import Phase, ServicesDependency
+from service.explain.results import Health
 
 router = APIRouter(tags=["operations"])
 
@@ -17,7 +18,7 @@ router = APIRouter(tags=["operations"])
 @router.get("/", summary="Greeting", response_class=Response, responses=answers(Welcome))
 async def welcome() -> Response:
     """What this is and where to go on."""
-    return _json(
+    return json_response(
         {
             "status": "alive",
             "name": "camserve",
@@ -34,7 +35,7 @@ async def welcome() -> Response:
 @router.get("/livez", summary="Is the process alive?", response_class=Response, responses=answers(Health))
 async def livez() -> Response:
     """200 as long as the process answers."""
-    return _json({"status": "alive"})
+    return json_response(Health("alive"))
 
 
 @router.get(
@@ -54,7 +55,7 @@ async def readyz(services: ServicesDependency) -> Response:
         raise errors.NotReady("A model could not be loaded. GET /models and the log tell which, and why.", retry_after_s=5)
     if services.phase is Phase.STARTING or not services.registry.ready:
         raise errors.NotReady("Not every model is ready. Try again soon.", retry_after_s=2)
-    return _json({"status": "ready"})
+    return json_response(Health("ready"))
 
 
 @router.get(
@@ -67,7 +68,3 @@ async def metrics(services: ServicesDependency) -> Response:
     """Requests, stage durations, batch sizes, queue depth, rejections and readiness."""
     body, content_type = services.metrics.render()
     return Response(body, media_type=content_type)
-
-
-def _json(document: object) -> Response:
-    return Response(orjson.dumps(document), media_type="application/json")

@@ -51,7 +51,7 @@ class HeadMiddleware:
 
 
 class RequestLogMiddleware:
-    """Gives each request an id and a record, writes one log line and the metrics at its end, and answers what nobody caught."""
+    """Gives each request an id and a log, writes its log line and metrics at its end, and answers what nobody caught."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle) -> None:
         self.app = app
@@ -65,9 +65,9 @@ class RequestLogMiddleware:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        record = RequestLog(id=given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
-        scope.setdefault("state", {})["record"] = record
-        bound = {"request_id": record.id}
+        request_log = RequestLog(id=given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        scope.setdefault("state", {})["request_log"] = request_log
+        bound = {"request_id": request_log.id}
         if trace := TRACE_PARENT.fullmatch(headers.get("traceparent", "")):
             bound["trace_id"] = trace[1]
         started = False
@@ -76,31 +76,31 @@ class RequestLogMiddleware:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                record.status = message["status"]
+                request_log.status = message["status"]
                 answer = MutableHeaders(scope=message)
-                answer["X-Request-ID"] = record.id
+                answer["X-Request-ID"] = request_log.id
                 answer["X-Content-Type-Options"] = "nosniff"
                 if self.lifecycle.phase is Phase.DRAINING:
                     answer["Connection"] = "close"
             elif message["type"] == "http.response.body":
-                record.bytes_out += len(message.get("body", b""))
+                request_log.bytes_out += len(message.get("body", b""))
             await send(message)
 
         with structlog.contextvars.bound_contextvars(**bound):
             try:
                 await self.app(scope, receive, observed_send)
             except ClientDisconnect:
-                record.code = "client_closed_request"
+                request_log.code = "client_closed_request"
             except Exception:
-                record.code = "internal"
+                request_log.code = "internal"
                 log.exception("unhandled error")
                 if started:
                     raise  # too late for an answer: the server must cut the connection
-                await problem_response(internal_error(), record.id)(scope, receive, observed_send)
+                await problem_response(internal_error(), request_log.id)(scope, receive, observed_send)
             finally:
-                self._conclude(scope, record)
+                self._conclude(scope, request_log)
 
-    def _conclude(self, scope: Scope, record: RequestLog) -> None:
+    def _conclude(self, scope: Scope, request_log: RequestLog) -> None:
         route = getattr(scope.get("route"), "path", "other")
         client = scope.get("client")
         write = log.debug if route in QUIET_ROUTES else log.info
@@ -109,12 +109,12 @@ class RequestLogMiddleware:
             method=scope["method"],
             route=route,
             client=client[0] if client else None,
-            **record.describe(),
+            **request_log.describe(),
         )
-        self.metrics.requests.labels(route=route, model=record.model, status=str(record.status)).inc()
-        self.metrics.request_seconds.labels(route=route).observe(record.seconds)
-        if record.code is not None:
-            self.metrics.rejections.labels(code=record.code).inc()
+        self.metrics.requests.labels(route=route, model=request_log.model, status=str(request_log.status)).inc()
+        self.metrics.request_seconds.labels(route=route).observe(request_log.seconds)
+        if request_log.code is not None:
+            self.metrics.rejections.labels(code=request_log.code).inc()
 
 
 class ApiKeyMiddleware:
@@ -136,6 +136,6 @@ class ApiKeyMiddleware:
         if self._keys.open(headers):
             await self.app(scope, receive, send)
             return
-        error, record = refusal(headers), request_log_of(scope)
-        record.code = error.code
-        await problem_response(error, record.id)(scope, receive, send)
+        error, request_log = refusal(headers), request_log_of(scope)
+        request_log.code = error.code
+        await problem_response(error, request_log.id)(scope, receive, send)

@@ -7,22 +7,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.errors import NotAcceptable
-from service.explain.options import Format
-from service.explain.results import Delivery
+from service.explain.results import ExplainResponse, InspectResponse, PredictResponse
+from service.vocabulary import MEDIA_TYPES, Delivery
 
-MEDIA_TYPES: Final[dict[Delivery, str]] = {
-    "json": "application/json",
-    "png": "image/png",
-    "jpeg": "image/jpeg",
-    "webp": "image/webp",
-    "npy": "application/x-npy",
-}
 ALIASES: Final = {"image/jpg": "image/jpeg"}
-# What each route can send, the default first.
-OFFERS: Final[dict[str, tuple[Delivery, ...]]] = {
-    "predict": ("json",),
-    "explain": tuple(MEDIA_TYPES),
-    "inspect": ("json", "png", "jpeg", "webp"),
+# What each shape of answer can be sent as, the default first.
+OFFERS: Final[dict[type, tuple[Delivery, ...]]] = {
+    PredictResponse: ("json",),
+    ExplainResponse: ("json", "png", "jpeg", "webp", "npy"),
+    InspectResponse: ("json", "png", "jpeg", "webp"),
 }
 
 
@@ -44,7 +37,7 @@ class _Range:
         return 3 if self.subtype == subtype else 2 * (self.subtype == "*")
 
 
-def negotiate(accept: str | None, wanted: Format | None, offers: Sequence[Delivery]) -> Delivery:
+def negotiate(accept: str | None, asked: Delivery | None, offers: Sequence[Delivery]) -> Delivery:
     """The delivery that suits the client best.
 
     RFC 9110: each offer takes the quality of the closest range that matches it. Among equals the more closely named wins, then
@@ -52,15 +45,15 @@ def negotiate(accept: str | None, wanted: Format | None, offers: Sequence[Delive
 
     Args:
         accept: the Accept header; none or empty accepts everything.
-        wanted: the `format` option, which outweighs the header.
+        asked: the `format` option, which outweighs the header.
         offers: what the route can send, the default first.
 
     Raises:
         NotAcceptable: lists what the route can send.
     """
-    if wanted is not None:
-        if wanted in offers:
-            return wanted
+    if asked is not None:
+        if asked in offers:
+            return asked
         raise _refusal(offers)
     if not (accept or "").strip():
         return offers[0]

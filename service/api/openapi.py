@@ -1,11 +1,10 @@
 """What the OpenAPI schema must say beyond what FastAPI reads off the routes: request forms, options, problems.
 
-Everything is made from the models of `schemas.py` and `options.py`, so that a new option documents itself.
+Everything is made from the models of `explain.options`, `explain.results` and `schemas`, so that a new option documents itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -14,14 +13,19 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from service.api.negotiation import MEDIA_TYPES
 from service.api.parameters import REPEATABLE
-from service.api.schemas import FormRequest, JsonRequest, Problem
+from service.api.schemas import ExplainForm, ExplainJson, InspectForm, InspectJson, PredictForm, PredictJson, Problem
 from service.errors import CamserveError
-from service.explain.options import Options
+from service.explain.options import ExplainOptions, InspectOptions, PredictOptions
+from service.vocabulary import MEDIA_TYPES
 
 REF: Final = "#/components/schemas/{model}"
-HIDDEN_MODELS: Final[tuple[type[BaseModel], ...]] = (FormRequest, JsonRequest, Problem)
+REQUEST_MODELS: Final[dict[type[BaseModel], tuple[type[BaseModel], type[BaseModel]]]] = {
+    PredictOptions: (PredictForm, PredictJson),
+    ExplainOptions: (ExplainForm, ExplainJson),
+    InspectOptions: (InspectForm, InspectJson),
+}
+HIDDEN_MODELS: Final[tuple[type[BaseModel], ...]] = (*(model for pair in REQUEST_MODELS.values() for model in pair), Problem)
 BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 
 ANSWER_HEADERS: Final = {
@@ -42,54 +46,58 @@ IMAGE_HEADERS: Final = {
     "X-Explain-Model": "The model.",
 }
 
-REQUEST_BODY: Final = {
-    "requestBody": {
-        "required": True,
-        "description": "The image in one of three forms; options go with each of them, or in the query string. "
-        "An option in the body replaces the same option of the query string.",
-        "content": {
-            "multipart/form-data": {
-                "schema": {"$ref": REF.format(model="FormRequest")},
-                "encoding": {name: {"style": "form", "explode": True} for name in sorted(REPEATABLE)},
-            },
-            "image/*": BINARY,
-            "application/octet-stream": BINARY,
-            "application/json": {
-                "schema": {"$ref": REF.format(model="JsonRequest")},
-                "example": {"images": [{"b64": "iVBORw0KGgo=", "class_id": [281]}], "overlay": True},
-            },
-        },
-    }
-}
-
-
 PROBLEM_BODY: Final = {"application/problem+json": {"schema": {"$ref": REF.format(model="Problem")}}}
 OTHER: Final[dict[int | str, dict[str, Any]]] = {"default": {"description": "Another problem.", "content": PROBLEM_BODY}}
 
 
-def option_parameters(*, leave_out: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """The options as query parameters.
+def request_documentation(
+    options: type[PredictOptions] | type[ExplainOptions] | type[InspectOptions], *, model_in_path: bool = False
+) -> dict[str, Any]:
+    """`openapi_extra=` of a route: its options as query parameters, and the forms of its body.
 
     Args:
-        leave_out: options that this route does not take, such as `model` where the path names it.
+        options: of the route.
+        model_in_path: whether the path names the model, so that there is no option for it.
     """
-    properties: dict[str, dict[str, Any]] = Options.model_json_schema(ref_template=REF)["properties"]
-    parameters: list[dict[str, Any]] = []
-    for name, described in properties.items():
-        if name in set(leave_out):
-            continue
-        schema = {key: value for key, value in described.items() if key not in {"title", "description"}}
-        kinds = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]
-        if len(kinds) == 1:
-            schema |= kinds[0]
-        elif kinds:
-            schema["anyOf"] = kinds
-        if schema.get("default") in (None, []):
-            schema.pop("default", None)
-        parameters.append(
-            {"name": name, "in": "query", "required": False, "description": described["description"], "schema": schema}
-        )
-    return parameters
+    form, document = REQUEST_MODELS[options]
+    return {
+        "parameters": [
+            _query_parameter(name, described)
+            for name, described in options.model_json_schema(ref_template=REF)["properties"].items()
+            if not (model_in_path and name == "model")
+        ],
+        "requestBody": {
+            "required": True,
+            "description": "The image in one of three forms; options go with each of them, or in the query string. "
+            "An option in the body replaces the same option of the query string.",
+            "content": {
+                "multipart/form-data": {
+                    "schema": {"$ref": REF.format(model=form.__name__)},
+                    "encoding": {
+                        name: {"style": "form", "explode": True} for name in sorted(REPEATABLE & options.model_fields.keys())
+                    },
+                },
+                "image/*": BINARY,
+                "application/octet-stream": BINARY,
+                "application/json": {
+                    "schema": {"$ref": REF.format(model=document.__name__)},
+                    "example": {"images": [{"b64": "iVBORw0KGgo="}]},
+                },
+            },
+        },
+    }
+
+
+def _query_parameter(name: str, described: dict[str, Any]) -> dict[str, Any]:
+    schema = {key: value for key, value in described.items() if key not in {"title", "description"}}
+    kinds = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        schema |= kinds[0]
+    elif kinds:
+        schema["anyOf"] = kinds
+    if schema.get("default") in (None, []):
+        schema.pop("default", None)
+    return {"name": name, "in": "query", "required": False, "description": described["description"], "schema": schema}
 
 
 def problems(*errors: type[CamserveError]) -> dict[int | str, dict[str, Any]]:
@@ -107,12 +115,12 @@ def problems(*errors: type[CamserveError]) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def answers(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+def answers(model: type) -> dict[int | str, dict[str, Any]]:
     """`responses=` for a plain JSON 200."""
     return {200: {"model": model}}
 
 
-def success(model: type[BaseModel], *, images: bool = False, arrays: bool = True) -> dict[int | str, dict[str, Any]]:
+def success(model: type, *, images: bool = False, arrays: bool = True) -> dict[int | str, dict[str, Any]]:
     """`responses=` for the 200 of /predict, /explain and /inspect, with its headers."""
     response: dict[str, Any] = {"model": model, "description": "Everything, as JSON."}
     headers = dict(ANSWER_HEADERS)

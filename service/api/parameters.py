@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from service.errors import ParameterInvalid
-from service.explain.options import Options, Targets
+from service.explain.options import ExplainOptions, InspectOptions, Targets
 
+_FIELDS = ExplainOptions.model_fields | InspectOptions.model_fields
 REPEATABLE = frozenset({"class_id", "class_name", "layer"})
-BOOLEAN = frozenset(name for name, field in Options.model_fields.items() if field.annotation in {bool, bool | None})
+BOOLEAN = frozenset(name for name, field in _FIELDS.items() if field.annotation in {bool, bool | None})
 PRINTABLE_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,40}")
 CLOSE = 0.6  # difflib's own idea of a typo
 # Pydantic's error types, in our words; its own quote the input.
@@ -40,7 +41,7 @@ PHRASES = {
 }
 
 Raw = dict[str, Any]
-TargetsT = TypeVar("TargetsT", bound=Targets)
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
 
 def from_pairs(pairs: Iterable[tuple[str, str]]) -> Raw:
@@ -54,7 +55,7 @@ def from_pairs(pairs: Iterable[tuple[str, str]]) -> Raw:
         if value:
             given.setdefault(name, []).append(value)
     for name, values in given.items():
-        if len(values) > 1 and name in Options.model_fields and name not in REPEATABLE:
+        if len(values) > 1 and name in _FIELDS and name not in REPEATABLE:
             raise ParameterInvalid(f"{name}: give it once")
     return {name: values if name in REPEATABLE else values[0] for name, values in given.items()}
 
@@ -68,18 +69,23 @@ def from_json(document: Mapping[str, Any], where: str = "") -> Raw:
     given = {name: value for name, value in document.items() if value is not None and value != ""}
     for name, value in given.items():
         values = value if isinstance(value, list) else [value]
-        if name in Options.model_fields and name not in BOOLEAN and any(isinstance(item, bool) for item in values):
+        if name in _FIELDS and name not in BOOLEAN and any(isinstance(item, bool) for item in values):
             raise ParameterInvalid(f"{where}{name}: must not be true or false")
     return given
 
 
-def parse_options(query: Raw, body: Raw) -> Options:
+def parse_options(model: type[OptionsT], query: Raw, body: Raw) -> OptionsT:
     """Options of the query string and of the body, the body's winning.
+
+    Args:
+        model: the options that the route accepts.
+        query: of the query string.
+        body: of the body.
 
     Raises:
         ParameterInvalid: names every option that is unknown or wrong, and what it may be.
     """
-    return _parse(Options, query | body)
+    return _parse(model, query | body)
 
 
 def parse_targets(document: Mapping[str, Any], where: str, shared: Targets) -> Targets:
@@ -103,7 +109,7 @@ def parse_targets(document: Mapping[str, Any], where: str, shared: Targets) -> T
     return Targets.model_validate(kept | given)
 
 
-def _parse(model: type[TargetsT], raw: Mapping[str, Any], where: str = "") -> TargetsT:
+def _parse(model: type[OptionsT], raw: Mapping[str, Any], where: str = "") -> OptionsT:
     try:
         return model.model_validate(raw)
     except ValidationError as error:

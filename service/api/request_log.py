@@ -1,6 +1,6 @@
-"""What is noted of one request on its way, for its log line, its metrics and its headers. Knows no routes and no models.
+"""What one request's log line, metrics and headers say of it. Knows no routes and no models.
 
-The outermost middleware makes the record and reads it at the end; whoever learns something in between writes it here.
+The outermost middleware makes it and reads it at the end; code in between that learns something of the request writes it here.
 """
 
 from __future__ import annotations
@@ -40,11 +40,8 @@ class RequestLog:
         if self.model:
             fields["model"] = self.model
         if self.answer is not None:
-            timings = self.answer.timings
             fields["images"] = [f"{r.image.format} {r.image.width}x{r.image.height}" for r in self.answer.results]
-            fields["stages_ms"] = {
-                stage: round(getattr(timings, stage), 3) for stage in ("decode", "queue", "infer", "render", "total")
-            }
+            fields["stages_ms"] = self.answer.timings
             fields["batch_size"] = self.answer.batch_size
             if self.answer.cache is not None:
                 fields["cache"] = self.answer.cache
@@ -52,6 +49,6 @@ class RequestLog:
 
 
 def request_log_of(scope: Scope) -> RequestLog:
-    """The record that the outermost middleware put into the request's scope."""
-    record: RequestLog = scope["state"]["record"]
-    return record
+    """The log that the outermost middleware put into the request's scope."""
+    request_log: RequestLog = scope["state"]["request_log"]
+    return request_log

@@ -1,25 +1,26 @@
-"""POST /predict and POST /explain: each a translation from a request to one call of the explainer and back."""
+"""POST /predict, /explain and /inspect: each a translation from a request to one call of the explainer and back."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, Path
 from fastapi.requests import Request
 from fastapi.responses import Response
 
 from service import errors
-from service.api import negotiation
 from service.api.disconnect import cancel_on_disconnect
-from service.api.openapi import REQUEST_BODY, option_parameters, problems, success
+from service.api.negotiation import OFFERS, negotiate
+from service.api.openapi import problems, request_documentation, success
 from service.api.request_log import request_log_of
 from service.api.responses import answer_response
-from service.api.schemas import ExplainResponse, PredictResponse
 from service.api.services import Phase, Services, ServicesDependency
-from service.api.uploads import read_upload
-from service.explain.cache import CachePolicy
-from service.explain.options import Options
+from service.api.uploads import Upload, read_upload
+from service.explain.deadline import Deadline
+from service.explain.options import ExplainOptions, InspectOptions, PredictOptions
+from service.explain.results import Answer, ExplainResponse, InspectResponse, PredictResponse
+from service.vocabulary import CachePolicy, Delivery
 
 PROBLEMS: Final = problems(
     errors.RequestError,
@@ -66,44 +67,111 @@ EXPLAIN: Final[dict[str, Any]] = {
     "responses": success(ExplainResponse, images=True) | PROBLEMS,
     "tags": ["explain"],
 }
-WITH_MODEL: Final[dict[str, Any]] = REQUEST_BODY | {"parameters": option_parameters()}
-MODEL_IN_PATH: Final[dict[str, Any]] = REQUEST_BODY | {"parameters": option_parameters(leave_out=["model"])}
+INSPECT: Final[dict[str, Any]] = {
+    "response_class": Response,
+    "responses": success(InspectResponse, images=True, arrays=False) | PROBLEMS,
+    "tags": ["inspect"],
+}
 
 ModelName = Annotated[str, Path(description="Name of a model card, see GET /models.")]
+OptionsT = TypeVar("OptionsT", ExplainOptions, InspectOptions)
+Ask = Callable[[Upload[OptionsT], Delivery, Deadline], Coroutine[Any, Any, Answer]]
 
 router = APIRouter()
 
 
-@router.post("/predict", summary="Classify images", openapi_extra=WITH_MODEL, **PREDICT)
+@router.post("/predict", summary="Classify images", openapi_extra=request_documentation(PredictOptions), **PREDICT)
 async def predict(request: Request, services: ServicesDependency) -> Response:
-    """The best classes of one or more images, with probabilities and logits."""
-    return await answer(request, services, None, "predict")
+    """The best classes of one or more images, with probabilities and logits.
+
+    Options of /explain are accepted and checked here too, since one client often sends the same to both.
+    """
+    return await _predict(request, services, None)
 
 
-@router.post("/models/{model}/predict", summary="Classify images with a named model", openapi_extra=MODEL_IN_PATH, **PREDICT)
+@router.post(
+    "/models/{model}/predict",
+    summary="Classify images with a named model",
+    openapi_extra=request_documentation(PredictOptions, model_in_path=True),
+    **PREDICT,
+)
 async def predict_with(request: Request, services: ServicesDependency, model: ModelName) -> Response:
     """As POST /predict, with the model named in the path."""
-    return await answer(request, services, model, "predict")
+    return await _predict(request, services, model)
 
 
-@router.post("/explain", summary="Explain images", openapi_extra=WITH_MODEL, **EXPLAIN)
+@router.post("/explain", summary="Explain images", openapi_extra=request_documentation(ExplainOptions), **EXPLAIN)
 async def explain(request: Request, services: ServicesDependency) -> Response:
     """Where in one or more images a class was found: heatmaps and overlays, with everything needed to read them.
 
     `Accept: image/png`, `image/jpeg` or `image/webp` (or option `format`) returns the overlay of one image and one class, or
     a contact sheet of several with `overlay_type=panel`. `application/x-npy` returns the float32 map. Else JSON.
     """
-    return await answer(request, services, None, "explain")
+    return await _explain(request, services, None)
 
 
-@router.post("/models/{model}/explain", summary="Explain images with a named model", openapi_extra=MODEL_IN_PATH, **EXPLAIN)
+@router.post(
+    "/models/{model}/explain",
+    summary="Explain images with a named model",
+    openapi_extra=request_documentation(ExplainOptions, model_in_path=True),
+    **EXPLAIN,
+)
 async def explain_with(request: Request, services: ServicesDependency, model: ModelName) -> Response:
     """As POST /explain, with the model named in the path."""
-    return await answer(request, services, model, "explain")
+    return await _explain(request, services, model)
 
 
-async def answer(
-    request: Request, services: Services, model: str | None, question: Literal["predict", "explain", "inspect"]
+@router.post("/inspect", summary="Look into layers", openapi_extra=request_documentation(InspectOptions), **INSPECT)
+async def inspect(request: Request, services: ServicesDependency) -> Response:
+    """What layers do for one class of one or more images: shapes, activations, gradients, the channels that weigh most.
+
+    `class_id`, `class_name` or `top_k` may name one class; it is the predicted one if none does. `Accept: image/png`,
+    `image/jpeg` or `image/webp` (or option `format`) returns a sheet with the strongest channels' feature maps of each layer.
+    Else JSON.
+    """
+    return await _inspect(request, services, None)
+
+
+@router.post(
+    "/models/{model}/inspect",
+    summary="Look into layers of a named model",
+    openapi_extra=request_documentation(InspectOptions, model_in_path=True),
+    **INSPECT,
+)
+async def inspect_with(request: Request, services: ServicesDependency, model: ModelName) -> Response:
+    """As POST /inspect, with the model named in the path."""
+    return await _inspect(request, services, model)
+
+
+async def _predict(request: Request, services: Services, model: str | None) -> Response:
+    async def ask(upload: Upload[ExplainOptions], _delivery: Delivery, deadline: Deadline) -> Answer:
+        return await services.explainer.predict(upload.images, upload.options, deadline, _cache_policy(request))
+
+    return await _answer(request, services, model, ExplainOptions, PredictResponse, ask)
+
+
+async def _explain(request: Request, services: Services, model: str | None) -> Response:
+    async def ask(upload: Upload[ExplainOptions], delivery: Delivery, deadline: Deadline) -> Answer:
+        policy = _cache_policy(request)
+        return await services.explainer.explain(upload.images, upload.options, delivery, deadline, policy)
+
+    return await _answer(request, services, model, ExplainOptions, ExplainResponse, ask)
+
+
+async def _inspect(request: Request, services: Services, model: str | None) -> Response:
+    async def ask(upload: Upload[InspectOptions], delivery: Delivery, deadline: Deadline) -> Answer:
+        return await services.explainer.inspect(upload.images, upload.options, delivery, deadline)
+
+    return await _answer(request, services, model, InspectOptions, InspectResponse, ask)
+
+
+async def _answer(
+    request: Request,
+    services: Services,
+    model: str | None,
+    accepted: type[OptionsT],
+    response: type[PredictResponse] | type[ExplainResponse] | type[InspectResponse],
+    ask: Ask[OptionsT],
 ) -> Response:
     """Answers a request: reads it, asks the explainer, writes what that says.
 
@@ -111,50 +179,38 @@ async def answer(
         request: its body must not have been read.
         services: of the application.
         model: named in the path, or None.
-        question: which of the explainer's.
+        accepted: the options of the route.
+        response: the shape of the answer.
+        ask: calls the explainer.
 
     Raises:
         CamserveError: the child that says what is wrong.
     """
-    settings, registry, explainer = services.settings, services.registry, services.explainer
-    record = request_log_of(request.scope)
+    log = request_log_of(request.scope)
     if services.phase is Phase.STARTING:
         raise errors.NotReady("The models are still loading. GET /readyz says when they are ready.", retry_after_s=2)
-    deadline = asyncio.get_running_loop().time() + settings.request_timeout_s
-    try:
-        async with asyncio.timeout_at(deadline) as limit:
-            upload = await read_upload(request, settings)
-            options = _with_model(upload.options, model)
-            name = options.model or settings.models[0]
-            record.model = name if name in registry else ""
-            delivery = negotiation.negotiate(request.headers.get("accept"), options.format, negotiation.OFFERS[question])
-            if question == "predict":
-                work = explainer.predict(upload.subjects, options, deadline, _reuse(request))
-            elif question == "explain":
-                work = explainer.explain(upload.subjects, options, delivery, deadline, _reuse(request))
-            else:
-                work = explainer.inspect(upload.subjects, options, delivery, deadline)
-            record.answer = found = await cancel_on_disconnect(request.receive, work)
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise errors.DeadlineExceeded(
-            f"There was no answer within {settings.request_timeout_s:g} seconds. Send fewer images, or try again."
-        ) from None
-    return answer_response(found, record.id, explaining=question == "explain")
+    deadline = Deadline(services.settings.request_timeout_s)
+    async with deadline.enforce():
+        upload = _with_model(await read_upload(request, services.settings, accepted), model)
+        name = upload.options.model or services.settings.models[0]
+        log.model = name if name in services.registry else ""
+        delivery = negotiate(request.headers.get("accept"), upload.options.format, OFFERS[response])
+        answer = await cancel_on_disconnect(request.receive, ask(upload, delivery, deadline))
+    log.answer = answer
+    return answer_response(answer, log.id, response)
 
 
-def _reuse(request: Request) -> CachePolicy:
-    """What the request's Cache-Control allows; directives that are not about this are passed over, as RFC 9111 asks."""
+def _cache_policy(request: Request) -> CachePolicy:
+    """What the request's Cache-Control allows; directives that are not about this are ignored, as RFC 9111 asks."""
     given = {one.strip().lower() for line in request.headers.getlist("cache-control") for one in line.split(",")}
     if "no-store" in given:
         return "off"
     return "renew" if "no-cache" in given else "use"
 
 
-def _with_model(options: Options, model: str | None) -> Options:
+def _with_model(upload: Upload[OptionsT], model: str | None) -> Upload[OptionsT]:
     if model is None:
-        return options
-    if options.model not in (None, model):
+        return upload
+    if upload.options.model not in (None, model):
         raise errors.ParameterInvalid("model: the address names one already; leave the option out")
-    return options.model_copy(update={"model": model})
+    return Upload(upload.images, upload.options.model_copy(update={"model": model}))

@@ -1,31 +1,65 @@
-"""One batch through the head: from the trunk's activations to logits and signed maps, image by image, class by class.
+"""One batch: what is asked of each image, and the way from the trunk's output to logits and signed maps.
 
 Each class of each image is a row of the head, which runs under autograd once for all rows; the gradient is of the sum of the
-rows' scores, and rows are independent in eval mode, so every row gets its own. Methods that need more than one gradient get a
-probe for each of their rows afterwards.
+rows' scores, and rows are independent in eval mode, so every row gets its own. A method that runs the network again does so
+afterwards, row by row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.engine.graph.export import NetworkGraph
+from service.engine.graph.runner import Checkpoint, ChunkedRunner
 from service.engine.graph.split import Split
+from service.engine.graph.split_cache import SizedNetwork
 from service.engine.methods import METHODS
-from service.engine.methods.augmentation import augmented
-from service.engine.methods.probe import LayerSplit, Probe
-from service.engine.types import EngineRequest, EngineResult
+from service.engine.methods.method import BatchedMethod, LayerSplit, Method, Query, QueryMethod, Target
+from service.engine.types import EngineResult, MethodParameters
 from service.errors import CamserveError, InferenceNonFinite
 
-MAX_ROWS = 32  # of one head pass: bounds memory when many classes are asked at an early, large layer
+MAX_ROWS: Final = 32  # of one head pass: bounds memory when many classes are asked at an early, large layer
+GRADCAM: Final = METHODS["gradcam"]
 
 Maps = tuple[NDArray[np.float32], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One image for the network.
+
+    Attributes:
+        pixels: uint8 ``[h, w, 3]`` RGB, already at the network's input size.
+        classes: class ids to explain, in this order.
+        best: where `classes` is empty: explain so many of the best classes; 0 only predicts.
+        versus: class id whose logit is subtracted from the score, or None.
+        method: computes the maps; with `parameters`, all of its parameters, as `methods.resolve` gives them.
+        layers: module paths to explain at, or () for the card's.
+    """
+
+    pixels: NDArray[np.uint8]
+    classes: tuple[int, ...] = ()
+    best: int = 0
+    versus: int | None = None
+    method: Method = GRADCAM
+    parameters: MethodParameters = field(default=GRADCAM.defaults)
+    layers: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Explanations asked for."""
+        return len(self.classes) or self.best
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.pixels.shape[0], self.pixels.shape[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,27 +67,25 @@ class Batch:
     """Images of one size whose trunk has run.
 
     Attributes:
-        network: whole.
+        network: for images of this size.
         images: float ``[N, C, h, w]``, normalised.
-        parts: the network, cut at least at every layer that a work names.
+        split: the network, split at least at every layer that a request names.
         crossing: what the trunk gave for the images.
-        works: one per image, each with its `layers` named.
-        split_at: the network cut at other layers.
-        step_aside: see `Probe`.
+        requests: one per image, each with its `layers` named.
+        checkpoints: one per image, see `ChunkedRunner`.
     """
 
-    network: NetworkGraph
+    network: SizedNetwork
     images: Tensor
-    parts: Split
+    split: Split
     crossing: tuple[Tensor, ...]
-    works: Sequence[EngineRequest]
-    split_at: Callable[[tuple[str, ...]], Split]
-    step_aside: Callable[[], None]
+    requests: Sequence[EngineRequest]
+    checkpoints: Sequence[Checkpoint]
 
 
 @dataclass(frozen=True, slots=True)
 class HeadRow:
-    """One class of one image; `class_id` None stands for the best."""
+    """One class of one image of the batch; `class_id` None stands for the best."""
 
     image: int
     class_id: int | None
@@ -61,7 +93,7 @@ class HeadRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadResult:
-    """What the head said of a row: logits float32 ``[classes]`` and, from a batched method, a map for each cut layer."""
+    """What the head said of a row: logits float32 ``[classes]`` and, from a batched method, a map for each split layer."""
 
     row: HeadRow
     class_id: int
@@ -73,160 +105,148 @@ def explain_batch(batch: Batch) -> list[EngineResult | Exception]:
     """Explains a batch.
 
     Returns:
-        One outcome per work, in order; in place of it the error of one that failed, `InferenceNonFinite` where numbers are not
-        finite.
+        One result per request, in order; in place of it the error of one that failed, `InferenceNonFinite` where numbers are
+        not finite.
     """
-    works = batch.works
-    done = _pass(batch, [HeadRow(image, c) for image, work in enumerate(works) for c in (work.classes or (None,))])
+    requests = batch.requests
+    results = _run_head(
+        batch, [HeadRow(image, c) for image, request in enumerate(requests) for c in (request.classes or (None,))]
+    )
     # Of the k best classes asked for, the first pass explained the best and told which the others are.
-    first = {explained.row.image: explained for explained in reversed(done)}
-    done += _pass(
+    first = {result.row.image: result for result in reversed(results)}
+    results += _run_head(
         batch,
         [
             HeadRow(image, int(class_id))
-            for image, work in enumerate(works)
-            if not work.classes and work.best > 1
-            for class_id in np.argsort(-first[image].logits, kind="stable")[: work.best]
+            for image, request in enumerate(requests)
+            if not request.classes and request.best > 1
+            for class_id in np.argsort(-first[image].logits, kind="stable")[: request.best]
             if class_id != first[image].class_id
         ],
     )
-    return [_outcome(batch, image, [e for e in done if e.row.image == image]) for image in range(len(works))]
+    return [_image_result(batch, image, [r for r in results if r.row.image == image]) for image in range(len(requests))]
 
 
-def _pass(batch: Batch, rows: Sequence[HeadRow]) -> list[HeadResult]:
+def _run_head(batch: Batch, rows: Sequence[HeadRow]) -> list[HeadResult]:
     """The head over all rows, a bounded number at a time."""
-    done: list[HeadResult] = []
+    results: list[HeadResult] = []
     for start in range(0, len(rows), MAX_ROWS):
-        done += _head(batch, rows[start : start + MAX_ROWS])
-    return done
+        results += _head_pass(batch, rows[start : start + MAX_ROWS])
+    return results
 
 
-def _head(batch: Batch, rows: Sequence[HeadRow]) -> list[HeadResult]:
-    """One head pass with its gradient."""
+def _head_pass(batch: Batch, rows: Sequence[HeadRow]) -> list[HeadResult]:
+    """One pass of the head with its gradient."""
     images = [row.image for row in rows]
-    each_once = images == list(range(len(batch.works)))
-    inputs = batch.parts.enter(batch.crossing, None if each_once else torch.tensor(images, device=batch.images.device))
-    if batch.parts.pooled is not None:
+    each_once = images == list(range(len(batch.requests)))
+    inputs = batch.split.enter(batch.crossing, None if each_once else torch.tensor(images, device=batch.images.device))
+    if batch.split.pooled is not None:
         activations = inputs
         with torch.no_grad():
-            logits = batch.parts.pooled.logits(inputs[0])
+            logits = batch.split.pooled.logits(inputs[0])
     else:
         with torch.enable_grad():
-            logits, *activations = batch.parts.head(*inputs)
+            logits, *activations = batch.split.head(*inputs)
     scores = logits.detach().float().cpu().numpy()
     classes = [int(scores[i].argmax()) if row.class_id is None else row.class_id for i, row in enumerate(rows)]
-    asked = [batch.works[image] for image in images]
-    maps = _maps(batch.parts, logits, activations, classes, asked)
+    maps = _batched_maps(batch.split, logits, activations, classes, [batch.requests[image] for image in images])
     return [HeadResult(row=row, class_id=classes[i], logits=scores[i], maps=maps[i]) for i, row in enumerate(rows)]
 
 
-def _maps(
-    parts: Split, logits: Tensor, activations: Sequence[Tensor], classes: Sequence[int], works: Sequence[EngineRequest]
+def _batched_maps(
+    split: Split, logits: Tensor, activations: Sequence[Tensor], classes: Sequence[int], requests: Sequence[EngineRequest]
 ) -> list[Maps]:
-    """For each row, for each cut layer, the map of its method where that is a batched one."""
-    found: list[Maps] = [()] * len(works)
-    batched = [row for row, work in enumerate(works) if work.rows and is_batched(work)]
-    if not batched:
-        return found
+    """For each row, for each split layer, the map of its method where that is a batched one."""
+    maps: list[Maps] = [()] * len(requests)
+    # Rows of one method and the same parameters are computed together.
+    groups: dict[tuple[BatchedMethod, MethodParameters], list[int]] = {}
+    for row, request in enumerate(requests):
+        if request.rows and isinstance(request.method, BatchedMethod):
+            groups.setdefault((request.method, request.parameters), []).append(row)
+    if not groups:
+        return maps
     gradients: Sequence[Tensor] = [activation.new_empty(0) for activation in activations]
-    if any(METHODS[works[row].method].gradient for row in batched):
-        against = [(row, work.versus) for row, work in enumerate(works) if work.versus is not None]
-        if parts.pooled is not None:
-            gradients = [parts.pooled.gradients(activations[0], classes, against)]
+    if any(method.uses_gradients for method, _ in groups):
+        versus = [(row, request.versus) for row, request in enumerate(requests) if request.versus is not None]
+        if split.pooled is not None:
+            gradients = [split.pooled.gradients(activations[0], classes, versus)]
         else:
-            gradients = torch.autograd.grad(_score(logits, classes, against), list(activations))
+            gradients = torch.autograd.grad(_score(logits, classes, versus), list(activations))
     with torch.no_grad():
-        seen = [layout.to_nchw(a.detach()) for layout, a in zip(parts.layouts, activations, strict=True)]
-        felt = [layout.to_nchw(g) if g.numel() else g for layout, g in zip(parts.layouts, gradients, strict=True)]
-        for kind in dict.fromkeys((works[row].method, works[row].parameters) for row in batched):
-            own = [row for row in batched if (works[row].method, works[row].parameters) == kind]
-            cam = METHODS[kind[0]].cam
-            assert cam is not None
-            at = slice(None) if len(own) == len(works) else torch.tensor(own, device=logits.device)
+        by_channel = [layout.to_nchw(a.detach()) for layout, a in zip(split.layouts, activations, strict=True)]
+        slopes = [layout.to_nchw(g) if g.numel() else g for layout, g in zip(split.layouts, gradients, strict=True)]
+        for (method, parameters), rows in groups.items():
+            at = slice(None) if len(rows) == len(requests) else torch.tensor(rows, device=logits.device)
             grids = [
-                cam(a[at], g[at] if g.numel() else g, kind[1]).float().cpu().numpy() for a, g in zip(seen, felt, strict=True)
+                method.cam(a[at], g[at] if g.numel() else g, parameters).float().cpu().numpy()
+                for a, g in zip(by_channel, slopes, strict=True)
             ]
-            for position, row in enumerate(own):
-                found[row] = tuple(grid[position] for grid in grids)
-    return found
+            for position, row in enumerate(rows):
+                maps[row] = tuple(grid[position] for grid in grids)
+    return maps
 
 
-def _score(logits: Tensor, classes: Sequence[int], against: Sequence[tuple[int, int]]) -> Tensor:
-    """The sum of what each row explains: its class's logit, less that of the class it is held `against`."""
+def _score(logits: Tensor, classes: Sequence[int], versus: Sequence[tuple[int, int]]) -> Tensor:
+    """The sum of what each row explains: its class's logit, less that of (row, class) in `versus`."""
     index = torch.arange(len(logits), device=logits.device)
     score = logits[index, torch.tensor(classes, device=logits.device)].sum()
-    if against:
-        at_row, at_class = torch.tensor(against, device=logits.device).unbind(1)
+    if versus:
+        at_row, at_class = torch.tensor(versus, device=logits.device).unbind(1)
         score = score - logits[at_row, at_class].sum()
     return score
 
 
-def is_batched(work: EngineRequest) -> bool:
-    """Whether one head pass explains it, together with others; views of its own it must be asked about by itself."""
-    return METHODS[work.method].cam is not None and not work.parameters.aug_smooth
-
-
-def _explore(batch: Batch, image: int, explained: HeadResult) -> Maps:
-    """The maps of a method that asks the network again."""
-    work = batch.works[image]
-    method = METHODS[work.method]
-    probe = Probe(
+def _query_maps(batch: Batch, result: HeadResult, method: QueryMethod) -> Maps:
+    """The maps of a method that runs the network again."""
+    image = result.row.image
+    request = batch.requests[image]
+    query = Query(
         network=batch.network,
+        runner=ChunkedRunner(batch.network.graph, batch.checkpoints[image], method.name),
         image=batch.images[image : image + 1],
-        class_id=explained.class_id,
-        versus=work.versus,
-        logits=torch.from_numpy(explained.logits).to(batch.images.device),
-        cuts=tuple(_cut(batch, image, layer) for layer in work.layers) if method.layered else (),
-        parameters=work.parameters,
-        method=work.method,
-        abandoned=work.abandoned,
-        step_aside=batch.step_aside,
+        target=Target(result.class_id, request.versus),
+        logits=torch.from_numpy(result.logits).to(batch.images.device),
+        layers=tuple(_layer_split(batch, image, layer) for layer in request.layers) if method.layered else (),
+        parameters=request.parameters,
     )
-    if method.cam is not None:
-        maps = augmented(probe, method.cam)
-    else:
-        assert method.explore is not None
-        maps = method.explore(probe)
-    return tuple(grid.detach().float().cpu().numpy() for grid in maps)
+    return tuple(grid.detach().float().cpu().numpy() for grid in method.explain(query))
 
 
-def _cut(batch: Batch, image: int, layer: str) -> LayerSplit:
-    """The network cut at one layer alone, for one image; the batch's own trunk pass where that was its cut."""
-    if batch.parts.layers == (layer,):
+def _layer_split(batch: Batch, image: int, layer: str) -> LayerSplit:
+    """The network split at one layer alone, for one image; the batch's own trunk pass where that was its split."""
+    if batch.split.layers == (layer,):
         row = torch.tensor([image], device=batch.images.device)
-        crossing = tuple(how.select(value, row) for how, value in zip(batch.parts.crossings, batch.crossing, strict=True))
-        return LayerSplit(batch.parts, crossing, batch.parts.layouts[0])
-    parts = batch.split_at((layer,))
+        crossing = tuple(how.select(value, row) for how, value in zip(batch.split.crossings, batch.crossing, strict=True))
+        return LayerSplit(batch.split, crossing, batch.split.layouts[0])
+    split = batch.network.split((layer,))
     with torch.no_grad():
-        return LayerSplit(parts, tuple(parts.trunk(batch.images[image : image + 1])), parts.layouts[0])
+        return LayerSplit(split, tuple(split.trunk(batch.images[image : image + 1])), split.layouts[0])
 
 
-def _outcome(batch: Batch, image: int, explained: Sequence[HeadResult]) -> EngineResult | Exception:
-    """The rows of one image, put together; only the layers that its work names."""
-    work = batch.works[image]
-    method = METHODS[work.method]
-    logits = explained[0].logits
-    broken = InferenceNonFinite("The network's output for this image is not finite; nothing can be said about it.")
+def _image_result(batch: Batch, image: int, results: Sequence[HeadResult]) -> EngineResult | Exception:
+    """The rows of one image, put together; only the layers that its request names."""
+    request = batch.requests[image]
+    method = request.method
+    logits = results[0].logits
+    non_finite = InferenceNonFinite("The network's output for this image is not finite; nothing can be said about it.")
     if not np.isfinite(logits).all():
-        return broken
-    wanted = explained if work.rows else []
-    if is_batched(work):
-        at = [batch.parts.layers.index(layer) for layer in work.layers]
-        maps = tuple(tuple(e.maps[layer] for layer in at) for e in wanted)
-    else:
+        return non_finite
+    explained = results if request.rows else []
+    if isinstance(method, QueryMethod):
         try:
-            maps = tuple(_explore(batch, image, e) for e in wanted)
+            maps = tuple(_query_maps(batch, result, method) for result in explained)
         except CamserveError as error:
             return error
+    else:
+        at = [batch.split.layers.index(layer) for layer in request.layers]
+        maps = tuple(tuple(result.maps[layer] for layer in at) for result in explained)
     if not all(np.isfinite(grid).all() for grids in maps for grid in grids):
-        return broken
-    trunk = batch.parts.trunk
-    layers = work.layers if method.layered else ()
+        return non_finite
     return EngineResult(
         logits=logits,
-        classes=tuple(e.class_id for e in wanted),
+        classes=tuple(result.class_id for result in explained),
         maps=maps,
-        layers=layers,
-        engine=trunk.engine,
-        precision=trunk.precision,
+        layers=request.layers if method.layered else (),
+        engine=batch.split.trunk.engine,
+        precision=batch.split.trunk.precision,
     )

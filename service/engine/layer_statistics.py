@@ -1,4 +1,4 @@
-"""Looks into layers: their activations, the score's gradients there, and the channels that weigh most. Makes no maps."""
+"""Statistics of layers for one class: activations, the score's gradients, the channels that weigh most. Makes no maps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch import Tensor
 from service.engine.graph.export import NetworkGraph
 from service.engine.graph.layout import Layout
 from service.engine.graph.split import Split
+from service.engine.methods.method import Target
 from service.engine.types import Channel, Histogram, LayerStatistics, LayerStatisticsRequest, LayerStatisticsResult
 from service.errors import InferenceNonFinite
 
 BINS: Final = 20
-STAGES: Final = 4  # layers looked at where none is named
+DEFAULT_LAYERS: Final = 4  # described where none is named
 
 
-def stages(network: NetworkGraph) -> tuple[str, ...]:
+def default_layers(network: NetworkGraph) -> tuple[str, ...]:
     """A few layers over the depth: the last of each of the smallest grids, else some at equal distances.
 
     Of modules inside modules the outer ones are taken, as long as there are enough of them.
@@ -29,48 +30,49 @@ def stages(network: NetworkGraph) -> tuple[str, ...]:
     # A module's last node may be its parent's too: the parent names it.
     outermost = {node: path for path, node in sorted(nodes.items(), key=lambda one: -one[0].count("."))}
     found = [outermost[node] for node in sorted(outermost)]  # in the order in which they compute
-    different = min(STAGES, len({grids[path].grid for path in found}))
+    different = min(DEFAULT_LAYERS, len({grids[path].grid for path in found}))
     for depth in range(max(path.count(".") for path in found) + 1):
         shallow = [path for path in found if path.count(".") <= depth]
         last = {grids[path].grid: path for path in shallow}
-        if different == 1 and len(shallow) >= min(2 * STAGES, len(found)):
-            places = np.linspace(0, len(shallow) - 1, min(STAGES, len(shallow)))
+        if different == 1 and len(shallow) >= min(2 * DEFAULT_LAYERS, len(found)):
+            places = np.linspace(0, len(shallow) - 1, min(DEFAULT_LAYERS, len(shallow)))
             return tuple(shallow[round(place)] for place in places)
         if len(last) >= different > 1:
-            chosen = set(sorted(last.values(), key=shallow.index)[-STAGES:])
+            chosen = set(sorted(last.values(), key=shallow.index)[-DEFAULT_LAYERS:])
             return tuple(path for path in shallow if path in chosen)
     return tuple(found[-1:])
 
 
-def inspect(image: Tensor, parts: Split, asked: LayerStatisticsRequest) -> LayerStatisticsResult:
+def layer_statistics(image: Tensor, split: Split, request: LayerStatisticsRequest) -> LayerStatisticsResult:
     """One pass forwards and one back.
 
     Args:
         image: float ``[1, C, H, W]``, normalised.
-        parts: the network, cut at the layers asked for.
-        asked: the class, and how many channels.
+        split: the network, split at the layers asked for.
+        request: the class, and how many channels.
 
     Raises:
         InferenceNonFinite: the network's numbers are not finite.
     """
     with torch.no_grad():
-        crossing = parts.trunk(image)
-    inputs = parts.enter(crossing, None)
+        crossing = split.trunk(image)
+    inputs = split.enter(crossing, None)
     with torch.enable_grad():
-        logits, *activations = parts.head(*inputs)
-    class_id = int(logits[0].argmax()) if asked.class_id is None else asked.class_id
-    score = logits[0, class_id] if asked.versus is None else logits[0, class_id] - logits[0, asked.versus]
+        logits, *activations = split.head(*inputs)
+    class_id = int(logits[0].argmax()) if request.class_id is None else request.class_id
+    score = Target(class_id, request.versus).score(logits).sum()
     gradients = torch.autograd.grad(score, activations)
-    views = tuple(
-        _view(layer, _grid(layout, a), _grid(layout, g), asked.channels)
-        for layer, layout, a, g in zip(parts.layers, parts.layouts, activations, gradients, strict=True)
-    )
+    described = [
+        _describe(layer, _grid(layout, a), _grid(layout, g), request.channels)
+        for layer, layout, a, g in zip(split.layers, split.layouts, activations, gradients, strict=True)
+    ]
     return LayerStatisticsResult(
         logits=_finite(logits[0].detach().float().cpu().numpy()),
         class_id=class_id,
-        layers=views,
-        engine=parts.trunk.engine,
-        precision=parts.trunk.precision,
+        layers=tuple(statistics for statistics, _ in described),
+        feature_maps=tuple(feature_maps for _, feature_maps in described),
+        engine=split.trunk.engine,
+        precision=split.trunk.precision,
     )
 
 
@@ -85,11 +87,14 @@ def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values
 
 
-def _view(layer: str, activations: NDArray[np.float32], gradients: NDArray[np.float32], channels: int) -> LayerStatistics:
+def _describe(
+    layer: str, activations: NDArray[np.float32], gradients: NDArray[np.float32], channels: int
+) -> tuple[LayerStatistics, NDArray[np.float32]]:
+    """A layer's statistics, and the activations of its strongest channels."""
     weights = gradients.mean(axis=(1, 2))
     strongest = np.argsort(-np.abs(weights), kind="stable")[:channels]
     count, rows, columns = activations.shape
-    return LayerStatistics(
+    statistics = LayerStatistics(
         layer=layer,
         shape=(count, rows, columns),
         activation_min=float(activations.min()),
@@ -98,8 +103,8 @@ def _view(layer: str, activations: NDArray[np.float32], gradients: NDArray[np.fl
         gradients=_histogram(gradients),
         weights=_histogram(weights),
         strongest=tuple(Channel(int(k), float(weights[k]), float(activations[k].mean())) for k in strongest),
-        maps=activations[strongest],
     )
+    return statistics, activations[strongest]
 
 
 def _histogram(values: NDArray[np.float32]) -> Histogram:

@@ -1,79 +1,45 @@
-"""What a network is asked and what it answers, one image at a time: arrays only, so that no other room meets a tensor."""
+"""What the engine is asked and what it answers: arrays and plain values, so that no other room meets a tensor.
+
+Results that go to the client as they are carry the descriptions that the OpenAPI schema shows.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from threading import Event
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.vocabulary import Activation, AttentionDirection, HeadFusion, LayoutKind
+
+# Every answer names all its fields, so that a schema made of these types allows no other.
+CLOSED = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MethodParameters:
+class MethodParameters(BaseModel):
     """Parameters of methods. None: not asked for, or not a parameter of the method at hand.
 
-    Attributes:
-        eigen_smooth: first principal component of the weighted activations in place of their sum.
-        aug_smooth: mean over flipped and rescaled inputs.
-        samples: random draws (noise, masks, coalitions).
-        steps: points on a path of integration.
-        noise: standard deviation of noise, as a fraction of the input's range.
-        window, stride: of what is covered, in input pixels.
-        segments: superpixels.
-        seed: of everything random.
-        head_fusion: how attention heads become one.
-        block: which attention block, counted from 0; negative from the last.
-        toward: attention from the class token, or to it.
-        discard_ratio: lowest part of the attention that is dropped, 0..1.
-        rivals: how many of the most similar classes to compare with.
+    `GET /methods` tells which method has which; a parameter that the method does not have is refused.
     """
 
-    eigen_smooth: bool | None = None
-    aug_smooth: bool | None = None
-    samples: int | None = None
-    steps: int | None = None
-    noise: float | None = None
-    window: int | None = None
-    stride: int | None = None
-    segments: int | None = None
-    seed: int | None = None
-    head_fusion: Literal["mean", "max", "min"] | None = None
-    block: int | None = None
-    toward: Literal["from_class", "to_class"] | None = None
-    discard_ratio: float | None = None
-    rivals: int | None = None
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineRequest:
-    """One image for the network.
-
-    Attributes:
-        pixels: uint8 ``[h, w, 3]`` RGB, already at the network's input size.
-        classes: class ids to explain, in this order.
-        best: where `classes` is empty: explain so many of the best classes; 0 only predicts.
-        versus: class id whose logit is subtracted from the score, or None.
-        method: name of an explanation method.
-        layers: module paths to explain at, or () for the card's.
-        tuning: the method's parameters, all of them (`Method.resolve_parameters`).
-        abandoned: set when nobody waits for the outcome any more; looked at between the passes of long methods.
-    """
-
-    pixels: NDArray[np.uint8]
-    classes: tuple[int, ...] = ()
-    best: int = 0
-    versus: int | None = None
-    method: str = "gradcam"
-    layers: tuple[str, ...] = ()
-    parameters: MethodParameters = MethodParameters()
-    abandoned: Event = field(default_factory=Event, compare=False)
-
-    @property
-    def rows(self) -> int:
-        """Explanations asked for."""
-        return len(self.classes) or self.best
+    eigen_smooth: bool | None = Field(None, description="First principal component of the weighted channels, not their sum.")
+    aug_smooth: bool | None = Field(None, description="Mean over flipped and rescaled inputs.")
+    samples: int | None = Field(None, ge=1, le=10_000, description="Random draws: noise, masks, coalitions.")
+    steps: int | None = Field(None, ge=1, le=1000, description="Points on the path of integration.")
+    noise: float | None = Field(None, ge=0, le=10, allow_inf_nan=False, description="Noise, as a part of the input's range.")
+    window: int | None = Field(None, ge=1, le=1024, description="Side of the square that is covered, in input pixels.")
+    stride: int | None = Field(None, ge=1, le=1024, description="Steps of that square, in input pixels.")
+    segments: int | None = Field(None, ge=2, le=500, description="Superpixels.")
+    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Of everything random: the same request, the same answer.")
+    head_fusion: HeadFusion | None = Field(None, description="How attention heads become one.")
+    block: int | None = Field(None, ge=-200, le=200, description="Attention block, from 0; negative counts from the last.")
+    toward: AttentionDirection | None = Field(None, description="Attention from the class token, or to it.")
+    discard_ratio: float | None = Field(None, ge=0, lt=1, allow_inf_nan=False, description="Lowest part of attention dropped.")
+    rivals: int | None = Field(None, ge=1, le=16, description="How many of the most similar classes to compare with.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,18 +65,17 @@ class EngineResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerInfo:
-    """A place where the network can be explained.
+    """A layer at which the network can be explained; `name` is its module path."""
 
-    Attributes:
-        name: module path.
-        grid: (rows, columns) at the default input size.
-        layout: how the network holds it: channels first, channels last, or a token for each place.
-    """
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
     name: str
     channels: int
-    grid: tuple[int, int]
-    layout: Literal["nchw", "nhwc", "tokens"] = "nchw"
+    grid: Annotated[tuple[int, int], Field(description="Rows and columns at the default input size.")]
+    layout: Annotated[
+        LayoutKind,
+        Field(description="How the network holds it: channels first, channels last, or a token for each place."),
+    ] = "nchw"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,60 +85,59 @@ class EvaluationRequest:
     Attributes:
         pixels: uint8 ``[h, w, 3]`` RGB, at the network's input size.
         classes: class ids.
-        maps: for each class its map as it is drawn, float32 ``[h, w]``.
+        maps: for each class its map as it is rendered, float32 ``[h, w]``.
         grid: (rows, columns) that the maps were made on.
         activation: how logits become probabilities.
-        abandoned: as in `EngineRequest`.
     """
 
     pixels: NDArray[np.uint8]
     classes: tuple[int, ...]
     maps: tuple[NDArray[np.float32], ...]
     grid: tuple[int, int]
-    activation: Literal["softmax", "sigmoid"] = "softmax"
-    abandoned: Event = field(default_factory=Event, compare=False)
+    activation: Activation = "softmax"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faithfulness:
-    """How one map fares. All probabilities are of the class explained.
+    """How one map fares; probabilities are of the class explained.
 
-    Attributes:
-        deletion: area under the probability while pixels, by falling heat, are set to each channel's mean; low is good.
-            Petsiuk et al. 2018 (RISE), https://arxiv.org/abs/1806.07421.
-        insertion: the same while they are put into the blurred image; high is good.
-        average_drop: part of the probability that is lost when the image is multiplied by the map, of peak 1, 0..1; low is
-            good. Chattopadhay et al. 2018, https://arxiv.org/abs/1710.11063.
-        road: mean over percentages of (probability without the coldest pixels - without the hottest) / 2, the removed ones
-            made up from their neighbours; high is good. Rong et al. 2022, https://arxiv.org/abs/2202.00449; combined as in
-            pytorch-grad-cam's `ROADCombined`.
-        deletion_curve, insertion_curve: probabilities at 0, 1/steps, ... 1 of the pixels.
-        road_most, road_least: without the hottest and without the coldest pixels, for each percentage.
+    `deletion` and `insertion`: Petsiuk et al. 2018 (RISE), https://arxiv.org/abs/1806.07421. `average_drop`: Chattopadhay et
+    al. 2018, https://arxiv.org/abs/1710.11063, 0..1. `road`: Rong et al. 2022, https://arxiv.org/abs/2202.00449, combined as
+    in pytorch-grad-cam's `ROADCombined`.
     """
 
-    deletion: float
-    insertion: float
-    average_drop: float
-    road: float
-    deletion_curve: tuple[float, ...]
-    insertion_curve: tuple[float, ...]
-    road_most: tuple[float, ...]
-    road_least: tuple[float, ...]
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    deletion: Annotated[float, Field(description="Area under `deletion_curve`; low is good.")]
+    insertion: Annotated[float, Field(description="Area under `insertion_curve`; high is good.")]
+    average_drop: Annotated[float, Field(description="Part of the probability lost when the map masks the image; low is good.")]
+    road: Annotated[float, Field(description="Mean of (`road_least` - `road_most`) / 2; high is good.")]
+    deletion_curve: Annotated[
+        tuple[float, ...],
+        Field(description="Probability while pixels, hottest first, are set to the channels' means."),
+    ]
+    insertion_curve: Annotated[
+        tuple[float, ...],
+        Field(
+            description="Probability while pixels, hottest first, enter the image blurred by a Gaussian (kernel 11, sigma 5)."
+        ),
+    ]
+    road_most: Annotated[
+        tuple[float, ...],
+        Field(description="Probability without the hottest pixels, for each of `road_percent`."),
+    ]
+    road_least: Annotated[tuple[float, ...], Field(description="Probability without the coldest pixels.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """A map's faithfulness beside that of a random map and of a bump in the centre.
+    """A map measured against the network, beside a random map on the same grid and a bump in the centre: read it by those."""
 
-    Attributes:
-        steps: of the curves.
-        road_percent: of pixels removed.
-        probability: of the class in the whole image.
-    """
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
-    steps: int
-    road_percent: tuple[int, ...]
-    probability: float
+    steps: Annotated[int, Field(description="Of the curves, from 0 to all of the pixels.")]
+    road_percent: Annotated[tuple[int, ...], Field(description="Pixels removed, which ROAD makes up from their neighbours.")]
+    probability: Annotated[float, Field(description="Of the class in the whole image.")]
     map: Faithfulness
     random: Faithfulness
     center: Faithfulness
@@ -181,7 +145,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStatisticsRequest:
-    """One image, to look at what its layers do for a class.
+    """One image, to look at what layers do for a class.
 
     Attributes:
         pixels: uint8 ``[h, w, 3]`` RGB, at the network's input size.
@@ -189,20 +153,20 @@ class LayerStatisticsRequest:
         versus: class id whose logit is subtracted from the score, or None.
         layers: module paths; () for a few stages over the depth.
         channels: how many of the strongest are given.
-        abandoned: as in `EngineRequest`.
     """
 
     pixels: NDArray[np.uint8]
-    class_id: int | None
-    versus: int | None
-    layers: tuple[str, ...]
-    channels: int
-    abandoned: Event = field(default_factory=Event, compare=False)
+    class_id: int | None = None
+    versus: int | None = None
+    layers: tuple[str, ...] = ()
+    channels: int = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
     """Counts of values between edges; one more edge than counts."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -210,44 +174,44 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """One channel of a layer: `weight` is its mean gradient, as in Grad-CAM, `mean` its mean activation."""
+    """One channel of a layer."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
     channel: int
-    weight: float
-    mean: float
+    weight: Annotated[float, Field(description="Mean gradient of the score, as in Grad-CAM.")]
+    mean: Annotated[float, Field(description="Mean activation.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStatistics:
-    """What one layer does for a class.
+    """What one layer does for a class."""
 
-    Attributes:
-        layer: module path.
-        shape: (channels, rows, columns).
-        activation_min, activation_mean, activation_max: over all channels and cells.
-        gradients: of the score, in every cell of every channel.
-        weights: the gradients' means, one for each channel.
-        strongest: channels by falling magnitude of their weight.
-        maps: activations of the strongest, float32 ``[n, rows, columns]``, in the same order.
-    """
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
     layer: str
-    shape: tuple[int, int, int]
+    shape: Annotated[tuple[int, int, int], Field(description="Channels, rows, columns.")]
     activation_min: float
     activation_mean: float
     activation_max: float
-    gradients: Histogram
-    weights: Histogram
-    strongest: tuple[Channel, ...]
-    maps: NDArray[np.float32]
+    gradients: Annotated[Histogram, Field(description="Of the score, in every cell of every channel.")]
+    weights: Annotated[Histogram, Field(description="The same, pooled: one mean for each channel.")]
+    strongest: Annotated[tuple[Channel, ...], Field(description="Channels by falling magnitude of their weight.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStatisticsResult:
-    """What the network said of an image, and what its layers did for `class_id`; `engine`, `precision` as in `EngineResult`."""
+    """What the network said of an image, and what its layers did for `class_id`; `engine`, `precision` as in `EngineResult`.
+
+    Attributes:
+        logits: float32 ``[classes]``.
+        layers: statistics of each layer.
+        feature_maps: for each layer the activations of its strongest channels, float32 ``[n, rows, columns]``.
+    """
 
     logits: NDArray[np.float32]
     class_id: int
     layers: tuple[LayerStatistics, ...]
+    feature_maps: tuple[NDArray[np.float32], ...]
     engine: str
     precision: str

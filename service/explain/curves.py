@@ -10,7 +10,7 @@ from service.explain.results import Prediction
 from service.imaging.plots import INKS, Axes, Line, plot
 
 
-def curves(evaluation: Evaluation, method: str, prediction: Prediction) -> NDArray[np.uint8]:
+def evaluation_curves(evaluation: Evaluation, method: str, prediction: Prediction) -> NDArray[np.uint8]:
     """Deletion and insertion of one explanation beside its baselines, uint8 ``[H, W, 3]``."""
     measured = ((method, evaluation.map), ("random map", evaluation.random), ("map of the centre", evaluation.center))
     own = evaluation.map

@@ -1,55 +1,72 @@
-"""One request's way: decode, find the classes, ask the network, draw. HTTP and the command line both come here."""
+"""One request's way: decode, find the classes, ask the network, render. HTTP and the command line both come here."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from service.engine.methods import METHODS
-from service.engine.types import EngineResult, Evaluation
-from service.errors import DeadlineExceeded, ImageError, Overloaded, ParameterInvalid
-from service.explain.cache import CachePolicy, CacheResult, CacheStatus, worst
-from service.explain.calls import BatchResult
-from service.explain.inspection import draw_inspection, inspections
-from service.explain.options import Options
-from service.explain.plan import Plan
-from service.explain.preprocess import PreparedImage, check_effort, see
+from service.engine.batch import GRADCAM, EngineRequest
+from service.engine.methods import METHODS, resolve
+from service.engine.network import Network
+from service.engine.types import EngineResult, Evaluation, EvaluationRequest
+from service.errors import ImageError, ParameterInvalid
+from service.explain.cache import CacheResult, costliest
+from service.explain.class_scores import ClassSelection, select_classes
+from service.explain.deadline import Deadline
+from service.explain.lane import BatchResult
+from service.explain.model import Model
+from service.explain.options import ExplainOptions, InspectOptions
+from service.explain.plan import ImageInput, InspectPlan, Plan
+from service.explain.preprocess import PreparedImage, preprocess
 from service.explain.registry import Registry
-from service.explain.render import RenderedImage, document, draw, measure
-from service.explain.results import Answer, Delivery, Encoded, ImageInput, MethodInfo, Timings
+from service.explain.render import (
+    RenderedImage,
+    check_output_size,
+    combine,
+    render_explanations,
+    render_heatmaps,
+    render_inspection,
+    render_predictions,
+)
+from service.explain.results import Answer, Media, MethodInfo, Timings
+from service.explain.scheduler import Checkpoint, Job, Reservation
 from service.imaging.headers import Limits
 from service.settings import Settings
 from service.telemetry import Metrics
+from service.vocabulary import STAGES, CachePolicy, CacheStatus, Delivery, Stage
 
 T = TypeVar("T")
+
+DIGITS: Final = 3  # of milliseconds
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceResult:
-    """What the network said of each image, how that is drawn, and where it came from, if it may be remembered."""
+    """What the network said of each image, how that is rendered, and where it came from, if anything is cached."""
 
-    done: Sequence[BatchResult[Any]]
-    drawing: Sequence[Callable[[], RenderedImage]]
+    results: Sequence[BatchResult[Any]]
+    render: Sequence[Callable[[], RenderedImage]]
     status: CacheStatus | None = None
 
 
-Ask = Callable[[Plan, Sequence[PreparedImage], float, threading.Event], Awaitable[InferenceResult]]
+Infer = Callable[[Sequence[PreparedImage]], Awaitable[InferenceResult]]
+Combine = Callable[[Sequence[RenderedImage]], Media | None]
 
 
 class Explainer:
     """Answers requests with the models of a registry.
 
+    Who calls it enforces the deadline that it passes; see `Deadline.enforce`.
+
     Args:
         registry: the models.
         settings: limits.
-        codecs: threads that decode and draw, so that the event loop never does.
+        codecs: threads that decode and render, so that the event loop never does.
         metrics: told the time of every stage.
     """
 
@@ -59,188 +76,248 @@ class Explainer:
         self._limits = Limits(max_pixels=settings.max_image_pixels)
         self._codecs = codecs
         self._metrics = metrics
-        self._decoding = 0
 
     async def explain(
-        self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery, deadline: float, reuse: CachePolicy = "use"
+        self,
+        images: Sequence[ImageInput],
+        options: ExplainOptions,
+        delivery: Delivery,
+        deadline: Deadline,
+        policy: CachePolicy = "use",
     ) -> Answer:
-        """Explains every subject.
+        """Explains every image.
 
         Args:
-            subjects: images with their classes.
+            images: with their classes.
             options: what is asked of all of them.
             delivery: json, or one image or array for the whole answer.
-            deadline: in the event loop's time.
-            reuse: of what the network has said of the same before.
+            deadline: of the request.
+            policy: what may be taken from the cache, and kept in it.
 
         Raises:
             CamserveError: the child that says what is wrong.
         """
-        plan = self._plan(subjects, options, delivery, reuse, explain=True)
+        plan = self._plan(images, options, delivery, policy, explain=True)
         plan.check_delivery()
-        return await self._answer(plan, deadline, self._explained)
-
-    async def inspect(self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery, deadline: float) -> Answer:
-        """Looks into layers for one class of every subject; as `explain`, without explanations. Nothing is remembered."""
-        plan = self._plan(subjects, options, delivery, "off", explain=True)
-        plan.check_inspection()
-        return await self._answer(plan, deadline, self._inspected)
+        return await self._answer_plan(plan, deadline)
 
     async def predict(
-        self, subjects: Sequence[ImageInput], options: Options, deadline: float, reuse: CachePolicy = "use"
+        self, images: Sequence[ImageInput], options: ExplainOptions, deadline: Deadline, policy: CachePolicy = "use"
     ) -> Answer:
-        """Predicts every subject; as `explain`, without explanations: the options that shape one are only checked."""
-        return await self._answer(self._plan(subjects, options, "json", reuse, explain=False), deadline, self._explained)
+        """Predicts every image; as `explain`, without explanations: the options that shape one are only checked."""
+        return await self._answer_plan(self._plan(images, options, "json", policy, explain=False), deadline)
+
+    async def inspect(
+        self, images: Sequence[ImageInput], options: InspectOptions, delivery: Delivery, deadline: Deadline
+    ) -> Answer:
+        """Describes layers for one class of every image; as `explain`, without explanations. Nothing is cached."""
+        model = self._registry.get(options.model)
+        model.network.check_layers(options.layer)
+        selections = self._select_classes(model, images, explain=True)
+        plan = InspectPlan(model=model, images=tuple(images), selections=selections, options=options, delivery=delivery)
+        plan.check()
+        async with model.scheduler.admit({"slow": len(images)}, sum(plan.costs), deadline) as reservation:
+            infer = partial(self._inspect_layers, plan, deadline, reservation)
+            return await self._answer(plan, infer, partial(combine, delivery=delivery, color_map=None, signed=False))
 
     def methods(self) -> list[MethodInfo]:
         """Every explanation method."""
         return [
-            MethodInfo(name=m.name, family=m.family, cost=m.cost, options=m.parameters, paper=m.paper, summary=m.summary)
-            for m in METHODS.values()
+            MethodInfo(
+                name=method.name,
+                family=method.family,
+                cost=method.cost,
+                options=method.parameter_names,
+                paper=method.paper,
+                summary=method.summary,
+            )
+            for method in METHODS.values()
         ]
 
+    # Before a byte is decoded -------------------------------------------------------------------------------------------------
+
     def _plan(
-        self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery, reuse: CachePolicy, *, explain: bool
+        self,
+        images: Sequence[ImageInput],
+        options: ExplainOptions,
+        delivery: Delivery,
+        policy: CachePolicy,
+        *,
+        explain: bool,
     ) -> Plan:
         """Everything that can be known, and refused, before a byte is decoded."""
         model = self._registry.get(options.model)
-        method = model.network.method(options.method)
-        parameters = method.resolve_parameters(options.parameters)
+        method, parameters = resolve(model.network.method(options.method), options.parameters)
         model.network.check_layers(options.layer)
         if options.layer and not method.layered:
             raise ParameterInvalid(f"layer: {method.name} explains the whole network, not a layer. Leave it out.")
-        most = self._settings.max_classes_per_image
-        wanted = tuple(model.wanted(subject.targets, explain=explain, most=most) for subject in subjects)
         return Plan(
             model=model,
-            method=method if explain else METHODS["gradcam"],
+            method=method if explain else GRADCAM,
             parameters=parameters,
-            subjects=tuple(subjects),
-            wanted=wanted,
+            images=tuple(images),
+            selections=self._select_classes(model, images, explain=explain),
             options=options,
             delivery=delivery,
-            reuse=reuse,
+            policy=policy,
         )
 
-    async def _answer(self, plan: Plan, deadline: float, ask: Ask) -> Answer:
-        model, options = plan.model, plan.options
+    def _select_classes(self, model: Model, images: Sequence[ImageInput], *, explain: bool) -> tuple[ClassSelection, ...]:
+        most = self._settings.max_classes_per_image
+        return tuple(select_classes(image.targets, model.labels, explain=explain, max_classes=most) for image in images)
+
+    # Decode, infer, render ------------------------------------------------------------------------------------------------------
+
+    async def _answer_plan(self, plan: Plan, deadline: Deadline) -> Answer:
+        options = plan.options
+        combined = partial(combine, delivery=plan.delivery, color_map=options.color_map, signed=options.polarity == "both")
+        async with plan.model.scheduler.admit(plan.places, plan.slow_passes, deadline) as reservation:
+            return await self._answer(plan, partial(self._explain_images, plan, deadline, reservation), combined)
+
+    async def _answer(self, plan: Plan | InspectPlan, infer: Infer, combined: Combine) -> Answer:
         clock = time.perf_counter  # finer than uvloop's, which ticks in milliseconds
         started = clock()
-        abandoned = threading.Event()
-        try:
-            async with model.in_use(), asyncio.timeout_at(deadline):
-                plan.check_time(deadline - asyncio.get_running_loop().time())
-                with self._admitted(plan):
-                    seen = await self._decode(plan)
-                decoded = clock()
-                check_effort(seen, plan.wanted, options, plan.delivery)
-                asked = await ask(plan, seen, deadline, abandoned)
-                inferred = clock()
-                drawn, whole = await self._drawn(asked.drawing, options, plan.delivery)
-        except TimeoutError:
-            raise DeadlineExceeded("The answer was not ready in time. Try again, with fewer images or classes.") from None
-        finally:
-            abandoned.set()
-        queue, infer = max(item.queued_s for item in asked.done), max(item.ran_s for item in asked.done)
-        stages = {"decode": decoded - started, "queue": queue, "infer": infer, "render": clock() - inferred}
-        for stage, seconds in stages.items():
-            self._metrics.stage_seconds.labels(stage).observe(seconds)
-        self._metrics.images.labels(model.card.name).inc(len(plan.subjects))
-        milliseconds = {stage: 1000 * seconds for stage, seconds in stages.items()}
+        prepared = await self._decode(plan)
+        decoded = clock()
+        inference = await infer(prepared)
+        inferred = clock()
+        rendered, media = await self._render(inference.render, combined)
+        results = inference.results
+        seconds: dict[Stage, float] = {
+            "decode": decoded - started,
+            "queue": max(result.queued_s for result in results),
+            "infer": max(result.ran_s for result in results),
+            "render": clock() - inferred,
+        }
+        for stage in STAGES:
+            self._metrics.stage_seconds.labels(stage).observe(seconds[stage])
+        self._metrics.images.labels(plan.model.card.name).inc(len(plan.images))
+        milliseconds = {stage: round(1000 * seconds[stage], DIGITS) for stage in STAGES}
         return Answer(
-            model=model.identity_of([item.value for item in asked.done]),
-            results=tuple(image.result for image in drawn),
-            timings=Timings(**milliseconds, total=1000 * (clock() - started)),
-            batch_size=max(item.batch_size for item in asked.done),
-            document=whole,
-            cache=asked.status,
+            model=plan.model.identity_of([result.value for result in results]),
+            results=tuple(image.result for image in rendered),
+            timings=Timings(**milliseconds, total=round(1000 * (clock() - started), DIGITS)),
+            batch_size=max(result.batch_size for result in results),
+            media=media,
+            cache=inference.status,
         )
 
-    async def _explained(
-        self, plan: Plan, seen: Sequence[PreparedImage], deadline: float, abandoned: threading.Event
-    ) -> InferenceResult:
-        """Maps of every image, measured where that is asked for."""
-        found = await self._outcomes(plan, seen, deadline, abandoned)
-        done = [one.done for one in found]
-        measured: list[tuple[Evaluation, ...]] = [()] * len(done)
-        if plan.evaluates:
-            jobs = [
-                partial(measure, image, item.value, plan.model, plan.options, abandoned)
-                for image, item in zip(seen, done, strict=True)
-            ]
-            measured = [item.value for item in await plan.model.aside(jobs, deadline)]
-        drawing = [
-            partial(draw, image, item.value, asked, plan.model, plan.options, plan.delivery, abandoned, evaluations)
-            for image, item, asked, evaluations in zip(seen, done, plan.wanted, measured, strict=True)
-        ]
-        return InferenceResult(done, drawing, worst(found) if plan.model.cache.enabled else None)
+    async def _decode(self, plan: Plan | InspectPlan) -> list[PreparedImage]:
+        """Every image decoded and preprocessed; the first that cannot be fails the request and says which it was."""
+        count = len(plan.images)
+        preprocessing = plan.model.network.preprocessing
 
-    async def _outcomes(
-        self, plan: Plan, seen: Sequence[PreparedImage], deadline: float, abandoned: threading.Event
-    ) -> list[CacheResult]:
-        """What the network says of every image; it is asked only what it has not said before."""
-        works = plan.works(seen, abandoned)
-
-        async def compute(chosen: Sequence[int]) -> list[BatchResult[EngineResult]]:
-            return await plan.lane.submit([works[index] for index in chosen], deadline=deadline)
-
-        cache = plan.model.cache
-        found = await cache.find(plan.keys(seen, works), compute, plan.reuse)
-        if cache.enabled:
-            for one in found:
-                self._metrics.cache_requests.labels(one.status).inc()
-        return found
-
-    async def _inspected(
-        self, plan: Plan, seen: Sequence[PreparedImage], deadline: float, abandoned: threading.Event
-    ) -> InferenceResult:
-        """Layers for every image."""
-        jobs = [partial(plan.model.network.inspect, one) for one in inspections(plan, seen, abandoned)]
-        done = await plan.model.aside(jobs, deadline)
-        drawing = [
-            partial(draw_inspection, image, item.value, asked, plan.model, plan.options, plan.delivery)
-            for image, item, asked in zip(seen, done, plan.wanted, strict=True)
-        ]
-        return InferenceResult(done, drawing)
-
-    @contextmanager
-    def _admitted(self, plan: Plan) -> Iterator[None]:
-        """Refuses early what would find the line full: images being decoded are on their way into it.
-
-        Raises:
-            Overloaded: more images wait than may.
-        """
-        count = len(plan.subjects)
-        if self._decoding + plan.lane.depth + count > self._settings.max_queue_size:
-            raise Overloaded("Too many images are waiting. Try again later.", retry_after_s=plan.lane.retry_after_s)
-        self._decoding += count
-        try:
-            yield
-        finally:
-            self._decoding -= count
-
-    async def _decode(self, plan: Plan) -> list[PreparedImage]:
-        """Every subject decoded and prepared; the first that cannot be fails the request and says which it was."""
-        count = len(plan.subjects)
-
-        async def one(number: int, subject: ImageInput) -> PreparedImage:
+        async def decode(number: int, image: ImageInput) -> PreparedImage:
             try:
-                return await self._in_thread(see, subject.data, self._limits, plan.model, plan.options.fit, plan.drawn)
+                return await self._in_thread(preprocess, image.data, self._limits, preprocessing, plan.fit, plan.rendered_size)
             except ImageError as error:
                 if count == 1:
                     raise
                 raise type(error)(f"Image {number} of {count}: {error.detail}") from error
 
-        return await asyncio.gather(*(one(number, subject) for number, subject in enumerate(plan.subjects, 1)))
+        return await asyncio.gather(*(decode(number, image) for number, image in enumerate(plan.images, 1)))
 
-    async def _drawn(
-        self, drawing: Sequence[Callable[[], RenderedImage]], options: Options, delivery: Delivery
-    ) -> tuple[Sequence[RenderedImage], Encoded | None]:
-        """Every image's part, each in a thread of its own, and the document; of one image both at once, in one thread."""
-        if len(drawing) == 1:
-            return await self._in_thread(lambda: ((drawn := [drawing[0]()]), document(drawn, options, delivery)))
-        parts = await asyncio.gather(*(self._in_thread(one) for one in drawing))
-        return parts, await self._in_thread(document, parts, options, delivery)
+    async def _explain_images(
+        self, plan: Plan, deadline: Deadline, reservation: Reservation, images: Sequence[PreparedImage]
+    ) -> InferenceResult:
+        """Logits and maps of every image, measured where that is asked for."""
+        check_output_size(images, plan.selections, plan.options, plan.delivery)
+        model = plan.model
+        found = await self._results(plan, deadline, reservation, images)
+        results = [one.result for one in found]
+        evaluations: list[tuple[Evaluation, ...]] = [()] * len(results)
+        if plan.evaluates:
+            jobs = [_evaluation_job(plan, image, result.value) for image, result in zip(images, results, strict=True)]
+            measured = await model.scheduler.run_jobs(jobs, deadline, reservation, plan.evaluation_costs)
+            evaluations = [result.value for result in measured]
+        render = [
+            partial(_render_image, plan, deadline, image, result.value, selection, measured)
+            for image, result, selection, measured in zip(images, results, plan.selections, evaluations, strict=True)
+        ]
+        return InferenceResult(results, render, costliest(found) if model.cache.enabled else None)
 
-    async def _in_thread(self, work: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._codecs, work, *args)
+    async def _results(
+        self, plan: Plan, deadline: Deadline, reservation: Reservation, images: Sequence[PreparedImage]
+    ) -> list[CacheResult]:
+        """What the network says of every image; it is asked only what is not cached."""
+        scheduler, network = plan.model.scheduler, plan.model.network
+        requests, costs = plan.requests(images), plan.costs
+
+        async def compute(chosen: Sequence[int]) -> list[BatchResult[EngineResult]]:
+            asked, needed = [requests[index] for index in chosen], [costs[index] for index in chosen]
+            if plan.lane == "slow":
+                return await scheduler.run_jobs([_slow_job(network, one) for one in asked], deadline, reservation, needed)
+            return await scheduler.run(asked, deadline, reservation, needed)
+
+        cache = plan.model.cache
+        found = await cache.find(plan.keys(images, requests), compute, plan.policy)
+        if cache.enabled:
+            for one in found:
+                self._metrics.cache_requests.labels(one.status).inc()
+        return found
+
+    async def _inspect_layers(
+        self, plan: InspectPlan, deadline: Deadline, reservation: Reservation, images: Sequence[PreparedImage]
+    ) -> InferenceResult:
+        """Statistics of layers for every image."""
+        model = plan.model
+        jobs = [partial(model.network.layer_statistics, request) for request in plan.requests(images)]
+        results = await model.scheduler.run_jobs(jobs, deadline, reservation, plan.costs)
+        render = [
+            partial(render_inspection, image, result.value, model.scores(result.value), selection, plan.options, plan.delivery)
+            for image, result, selection in zip(images, results, plan.selections, strict=True)
+        ]
+        return InferenceResult(results, render)
+
+    async def _render(
+        self, render: Sequence[Callable[[], RenderedImage]], combined: Combine
+    ) -> tuple[Sequence[RenderedImage], Media | None]:
+        """Every image's part, each in a thread of its own, and the whole; of one image both at once, in one thread."""
+        if len(render) == 1:
+            return await self._in_thread(lambda: ((images := [render[0]()]), combined(images)))
+        images = await asyncio.gather(*(self._in_thread(one) for one in render))
+        return images, await self._in_thread(combined, images)
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._codecs, function, *arguments)
+
+
+def _slow_job(network: Network, request: EngineRequest) -> Job[EngineResult]:
+    def run(checkpoint: Checkpoint) -> EngineResult:
+        (result,) = network.run([request], [checkpoint])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return run
+
+
+def _evaluation_job(plan: Plan, image: PreparedImage, result: EngineResult) -> Job[tuple[Evaluation, ...]]:
+    """Measures an image's maps, as they will be rendered, against the network."""
+
+    def run(checkpoint: Checkpoint) -> tuple[Evaluation, ...]:
+        heatmaps = render_heatmaps(image, result, plan.options)
+        request = EvaluationRequest(
+            pixels=image.pixels,
+            classes=result.classes,
+            maps=tuple(heatmap.values for heatmap in heatmaps),
+            grid=heatmaps[0].grid if heatmaps else (1, 1),
+            activation=plan.model.card.labels.activation,
+        )
+        return plan.model.network.evaluate(request, checkpoint)
+
+    return run
+
+
+def _render_image(
+    plan: Plan,
+    deadline: Deadline,
+    image: PreparedImage,
+    result: EngineResult,
+    selection: ClassSelection,
+    evaluations: Sequence[Evaluation],
+) -> RenderedImage:
+    scores = plan.model.scores(result)
+    if not plan.explains:
+        return render_predictions(image, scores, selection)
+    return render_explanations(image, result, scores, selection, plan.options, plan.delivery, deadline, evaluations)

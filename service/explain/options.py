@@ -1,4 +1,4 @@
-"""What a caller may ask: one closed set of options for HTTP forms, query strings, JSON bodies and the command line.
+"""What a caller may ask: the options of each route, for HTTP forms, query strings, JSON bodies and the command line.
 
 Knows nothing of HTTP, images or networks: values are checked here for shape and range only; whether a class, a layer or a
 model exists is for the explainer to say.
@@ -6,22 +6,12 @@ model exists is for the explainer to say.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from service.engine.types import MethodParameters
-
-ColorMap = Literal[
-    "none", "autumn", "bone", "jet", "winter", "rainbow", "ocean", "summer", "spring", "cool", "hsv", "pink", "hot", "parula",
-    "magma", "inferno", "plasma", "viridis", "cividis", "twilight", "twilight_shifted", "turbo", "deepgreen",
-]  # fmt: skip
-Polarity = Literal["positive", "negative", "both"]
-Scale = Literal["minmax", "max", "shared", "none"]
-Fit = Literal["crop", "squash", "pad", "native"]
-OverlayType = Literal["original", "grayscale", "mask_black", "none", "panel", "curves"]
-HeatmapEncoding = Literal["png", "png16", "npy", "list", "none"]
-Format = Literal["png", "jpeg", "webp", "json", "npy"]
+from service.vocabulary import ColorMap, Delivery, Fit, HeatmapEncoding, NamedSize, OverlayType, Polarity, Scale
 
 
 def _listed(value: object) -> object:
@@ -73,36 +63,29 @@ class Targets(BaseModel):
     )
 
 
-class Tunings(BaseModel):
-    """Parameters of methods; `GET /methods` tells which method has which, and a parameter that the method lacks is refused."""
+class ModelOptions(BaseModel):
+    """Which model answers, how it sees the image, and in which form it answers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    eigen_smooth: bool | None = Field(None, description="First principal component of the weighted channels, not their sum.")
-    aug_smooth: bool | None = Field(None, description="Mean over flipped and rescaled inputs.")
-    samples: int | None = Field(None, ge=1, le=10_000, description="Random draws: noise, masks, coalitions.")
-    steps: int | None = Field(None, ge=1, le=1000, description="Points on the path of integration.")
-    noise: float | None = Field(None, ge=0, le=10, allow_inf_nan=False, description="Noise, as a part of the input's range.")
-    window: int | None = Field(None, ge=1, le=1024, description="Side of the square that is covered, in input pixels.")
-    stride: int | None = Field(None, ge=1, le=1024, description="Steps of that square, in input pixels.")
-    segments: int | None = Field(None, ge=2, le=500, description="Superpixels.")
-    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Of everything random: the same request, the same answer.")
-    head_fusion: Literal["mean", "max", "min"] | None = Field(None, description="How attention heads become one.")
-    block: int | None = Field(None, ge=-200, le=200, description="Attention block, from 0; negative counts from the last.")
-    toward: Literal["from_class", "to_class"] | None = Field(None, description="Attention from the class token, or to it.")
-    discard_ratio: float | None = Field(None, ge=0, lt=1, allow_inf_nan=False, description="Lowest part of attention dropped.")
-    rivals: int | None = Field(None, ge=1, le=16, description="How many of the most similar classes to compare with.")
-
-    @property
-    def parameters(self) -> MethodParameters:
-        """The parameters, as the engine takes them."""
-        return MethodParameters(**{name: getattr(self, name) for name in Tunings.model_fields})
-
-
-class Options(Targets, Tunings):
-    """Every option of /predict and /explain. /predict checks them all and uses `model`, `fit` and `top_k`."""
-
     model: Name | None = Field(None, description="Name of a model card; the first model served if not given.")
+    fit: Fit | None = Field(
+        None,
+        description="How the image meets the network: `crop` (resize, centre crop), `squash`, `pad`, `native` (no resize). "
+        "The card's if not given.",
+    )
+    format: Delivery | None = Field(None, description="Answer as; the Accept header decides if not given.")
+
+
+class PredictOptions(ModelOptions):
+    """Every option that /predict uses."""
+
+    top_k: int | None = Field(None, ge=1, le=1000, description="Predictions listed (5 if not given).")
+
+
+class ExplainOptions(ModelOptions, MethodParameters, Targets):
+    """Every option of /explain."""
+
     method: Name = Field("gradcam", description="Explanation method, see GET /methods.")
     layer: Names = Field((), description="Module path to explain at; the card's if not given. Several are fused by their mean.")
     polarity: Polarity = Field(
@@ -112,11 +95,6 @@ class Options(Targets, Tunings):
         "minmax",
         description="How the map becomes 0..1: `minmax` (each map), `max` (by its own peak), `shared` (one scale for all "
         "classes of the image, so that an absent class stays dark), `none` (raw).",
-    )
-    fit: Fit | None = Field(
-        None,
-        description="How the image meets the network: `crop` (resize, centre crop), `squash`, `pad`, `native` (no resize). "
-        "The card's if not given.",
     )
     color_map: ColorMap | None = Field(
         None, description="OpenCV colour map, or `none` for grey. `jet` if not given, blue-white-red for polarity `both`."
@@ -133,7 +111,7 @@ class Options(Targets, Tunings):
     clip_percent_upperbound: float = Field(
         100.0, ge=0, le=100, allow_inf_nan=False, description="Map values above this percentile show as the highest."
     )
-    size: Literal["original", "input"] | Annotated[int, Field(ge=8, le=16384)] = Field(
+    size: NamedSize | Annotated[int, Field(ge=8, le=16384)] = Field(
         "original",
         description="Image size: `original`, `input` (the image as the network saw it) or a longest side in pixels.",
     )
@@ -146,11 +124,9 @@ class Options(Targets, Tunings):
         description="In JSON: measure each explanation against the network (deletion, insertion, average drop, ROAD), beside a "
         "random map and a map of the centre. Takes many passes.",
     )
-    channels: int = Field(8, ge=1, le=64, description="With /inspect: how many of a layer's strongest channels are shown.")
-    format: Format | None = Field(None, description="Answer as; the Accept header decides if not given.")
 
     @model_validator(mode="after")
-    def _bounds_in_order(self) -> Options:
+    def _bounds_in_order(self) -> ExplainOptions:
         if self.clip_percent_lowerbound >= self.clip_percent_upperbound:
             raise ValueError("clip_percent_lowerbound must be below clip_percent_upperbound")
         return self
@@ -158,4 +134,28 @@ class Options(Targets, Tunings):
     @property
     def targets(self) -> Targets:
         """The classes asked for, to be shared by every image that names none of its own."""
-        return Targets(class_id=self.class_id, class_name=self.class_name, versus=self.versus, top_k=self.top_k)
+        return _targets_of(self)
+
+    @property
+    def parameters(self) -> MethodParameters:
+        """The parameters of methods that are asked for."""
+        return MethodParameters.model_construct(**{name: getattr(self, name) for name in MethodParameters.model_fields})
+
+
+class InspectOptions(ModelOptions, Targets):
+    """Every option of /inspect."""
+
+    layer: Names = Field(
+        (), description="Module path to look at, repeatable; a few layers over the network's depth if not given."
+    )
+    channels: int = Field(8, ge=1, le=64, description="How many of a layer's strongest channels are shown.")
+    color_map: ColorMap | None = Field(None, description="OpenCV colour map, or `none` for grey. `viridis` if not given.")
+
+    @property
+    def targets(self) -> Targets:
+        """As of `ExplainOptions`."""
+        return _targets_of(self)
+
+
+def _targets_of(options: Targets) -> Targets:
+    return Targets.model_construct(**{name: getattr(options, name) for name in Targets.model_fields})

@@ -2,54 +2,64 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from service.engine.batch import EngineRequest
 from service.engine.evaluation.faithfulness import PASSES_PER_MAP
 from service.engine.methods.method import Method
-from service.engine.types import EngineRequest, EngineResult, MethodParameters
-from service.errors import DeadlineExceeded, NotAcceptable, ParameterInvalid
-from service.explain.batcher import Batcher
-from service.explain.cache import CacheKey, CachePolicy
-from service.explain.model import ClassSelection, Model
-from service.explain.options import Fit, Options
-from service.explain.preprocess import PreparedImage, Size
-from service.explain.results import Delivery, ImageInput
+from service.engine.types import LayerStatisticsRequest, MethodParameters
+from service.errors import NotAcceptable, ParameterInvalid
+from service.explain.cache import CacheKey
+from service.explain.class_scores import ClassSelection
+from service.explain.model import Model
+from service.explain.options import ExplainOptions, InspectOptions, Targets
+from service.explain.preprocess import PreparedImage
+from service.vocabulary import CachePolicy, Delivery, Fit, LaneName, Size
+
+INSPECT_PASSES = 3  # one pass forwards and one back
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """One image of a request, as its bytes, with the classes asked for."""
+
+    data: bytes
+    targets: Targets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A request whose model, method and classes have been found."""
+    """A request of /predict or /explain whose model, method and classes have been found.
+
+    Attributes:
+        method, parameters: as `methods.resolve` gives them.
+        selections: one per image.
+    """
 
     model: Model
     method: Method
     parameters: MethodParameters
-    subjects: tuple[ImageInput, ...]
-    wanted: tuple[ClassSelection, ...]
-    options: Options
+    images: tuple[ImageInput, ...]
+    selections: tuple[ClassSelection, ...]
+    options: ExplainOptions
     delivery: Delivery
-    reuse: CachePolicy = "use"
+    policy: CachePolicy = "use"
 
     @property
     def fit(self) -> Fit:
         """How images meet the network."""
-        return self.options.fit or self.model.fit
+        return self.options.fit or self.model.network.preprocessing.fit
 
     @property
-    def slow(self) -> bool:
-        """Whether it runs beside the batches: it takes many passes, or the export of an image size not met before."""
-        return self.method.cost == "many forwards" or self.fit == "native"
-
-    @property
-    def lane(self) -> Batcher[EngineRequest, EngineResult]:
-        """The worker that runs it."""
-        return self.model.slow_batcher if self.slow else self.model.batcher
+    def lane(self) -> LaneName:
+        """The lane that runs it; an image size not met before has the network exported, which takes seconds."""
+        return "slow" if self.fit == "native" else self.method.lane
 
     @property
     def explains(self) -> bool:
         """Whether any class of any image is to be explained; else there are predictions only."""
-        return any(asked.classes or asked.best for asked in self.wanted)
+        return any(selection.count for selection in self.selections)
 
     @property
     def evaluates(self) -> bool:
@@ -58,30 +68,58 @@ class Plan:
         return self.explains and self.delivery != "npy" and (plotted or (self.options.evaluate and self.delivery == "json"))
 
     @property
-    def drawn(self) -> Size | None:
-        """At which size images are drawn; None where the answer holds none."""
-        images = self.options.overlay if self.delivery == "json" else self.delivery != "npy"
-        return self.options.size if self.explains and images else None
+    def rendered_size(self) -> Size | None:
+        """At which size images are rendered; None where the answer holds none."""
+        rendered = self.options.overlay if self.delivery == "json" else self.delivery != "npy"
+        return self.options.size if self.explains and rendered else None
 
-    def works(self, seen: Sequence[PreparedImage], abandoned: threading.Event) -> list[EngineRequest]:
+    @property
+    def places(self) -> dict[LaneName, int]:
+        """How many places it takes in which lane."""
+        count = len(self.images)
+        places: dict[LaneName, int] = {self.lane: count}
+        if self.evaluates:
+            places["slow"] = places.get("slow", 0) + count
+        return places
+
+    @property
+    def costs(self) -> list[int]:
+        """Passes of the network that the maps of each image need."""
+        layers = len(self.options.layer or self.model.network.default_layers) if self.method.layered else 1
+        passes = self.method.passes(self.parameters) * layers
+        return [max(1, passes * selection.count) for selection in self.selections]
+
+    @property
+    def evaluation_costs(self) -> list[int]:
+        """Passes of the network that measuring the maps of each image needs, two baselines among them."""
+        return [PASSES_PER_MAP * (selection.count + 2) for selection in self.selections]
+
+    @property
+    def slow_passes(self) -> int:
+        """Passes of the network in the slow lane."""
+        return sum(self.costs if self.lane == "slow" else ()) + sum(self.evaluation_costs if self.evaluates else ())
+
+    def requests(self, images: Sequence[PreparedImage]) -> list[EngineRequest]:
         """What the network is asked; for predictions alone without a layer, so that they share any batch."""
         return [
             EngineRequest(
                 pixels=image.pixels,
-                classes=asked.classes,
-                best=asked.best,
-                versus=asked.versus,
-                method=self.method.name,
-                layers=self.options.layer if asked.classes or asked.best else (),
+                classes=selection.classes,
+                best=selection.best,
+                versus=selection.versus,
+                method=self.method,
                 parameters=self.parameters,
-                abandoned=abandoned,
+                layers=self.options.layer if selection.count else (),
             )
-            for image, asked in zip(seen, self.wanted, strict=True)
+            for image, selection in zip(images, self.selections, strict=True)
         ]
 
-    def keys(self, seen: Sequence[PreparedImage], works: Sequence[EngineRequest]) -> list[CacheKey]:
-        """What the outcomes are known by, for each image."""
-        return [CacheKey.of(work, image.sha256, self.fit, image.image.shrunk) for image, work in zip(seen, works, strict=True)]
+    def keys(self, images: Sequence[PreparedImage], requests: Sequence[EngineRequest]) -> list[CacheKey]:
+        """What the results are cached by, for each image."""
+        return [
+            CacheKey.of(request, image.sha256, self.fit, image.decoded.reduction)
+            for image, request in zip(images, requests, strict=True)
+        ]
 
     def check_delivery(self) -> None:
         """Refuses to show several explanations as one.
@@ -89,8 +127,8 @@ class Plan:
         Raises:
             NotAcceptable: one image or array cannot answer this request.
         """
-        explanations = sum(len(asked.classes) or asked.best for asked in self.wanted)
-        if self.delivery == "npy" and len(self.wanted) > 1:
+        explanations = sum(selection.count for selection in self.selections)
+        if self.delivery == "npy" and len(self.selections) > 1:
             raise NotAcceptable("An array answers for one image. Send one image a request, or accept application/json.")
         if self.delivery in {"png", "jpeg", "webp"} and explanations > 1 and self.options.overlay_type != "panel":
             raise NotAcceptable(
@@ -98,32 +136,53 @@ class Plan:
                 "overlay_type=panel for one sheet with a row each, or accept application/json."
             )
 
-    def check_inspection(self) -> None:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectPlan:
+    """A request of /inspect whose model and classes have been found."""
+
+    model: Model
+    images: tuple[ImageInput, ...]
+    selections: tuple[ClassSelection, ...]
+    options: InspectOptions
+    delivery: Delivery
+
+    @property
+    def fit(self) -> Fit:
+        """How images meet the network."""
+        return self.options.fit or self.model.network.preprocessing.fit
+
+    @property
+    def rendered_size(self) -> Size | None:
+        """No image of the original is rendered."""
+        return None
+
+    @property
+    def costs(self) -> list[int]:
+        """Passes of the network that each image needs."""
+        return [INSPECT_PASSES] * len(self.images)
+
+    def requests(self, images: Sequence[PreparedImage]) -> list[LayerStatisticsRequest]:
+        """What the network is asked, for each image."""
+        return [
+            LayerStatisticsRequest(
+                pixels=image.pixels,
+                class_id=selection.classes[0] if selection.classes else None,
+                versus=selection.versus,
+                layers=self.options.layer,
+                channels=self.options.channels,
+            )
+            for image, selection in zip(images, self.selections, strict=True)
+        ]
+
+    def check(self) -> None:
         """Refuses to look at several classes, or to show several images as one.
 
         Raises:
             ParameterInvalid: an image names more than one class.
-            NotAcceptable: one image cannot answer this request.
+            NotAcceptable: one sheet cannot answer this request.
         """
-        if any(max(len(asked.classes), asked.best) > 1 for asked in self.wanted):
+        if any(selection.count > 1 for selection in self.selections):
             raise ParameterInvalid("class_id, class_name, top_k: one class of an image is looked at. Name one, or none.")
-        if self.delivery != "json" and len(self.wanted) > 1:
+        if self.delivery != "json" and len(self.selections) > 1:
             raise NotAcceptable("A sheet shows layers for one image. Send one, or accept application/json.")
-
-    def check_time(self, left_s: float) -> None:
-        """Refuses at once what could not be ready in time.
-
-        Raises:
-            DeadlineExceeded: the passes that the method needs would take longer than there is time.
-        """
-        maps = [len(asked.classes) or asked.best for asked in self.wanted]
-        layers = len(self.options.layer or self.model.network.default_layers) if self.method.layered else 1
-        passes = sum(self.method.passes(self.parameters) * count * layers for count in maps)
-        if self.evaluates:
-            passes += sum(PASSES_PER_MAP * (count + 2) for count in maps)  # two baselines for each image
-        needed = passes * self.model.network.seconds_per_image
-        if (self.slow or self.evaluates) and needed > left_s:
-            raise DeadlineExceeded(
-                f"This would need about {needed:.0f} s here, {left_s:.0f} s are left. Ask for fewer samples or classes, or "
-                "have request_timeout_s raised."
-            )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from enum import StrEnum
 from functools import partial
 
 import structlog
@@ -17,17 +16,9 @@ from service.explain.model import Model
 from service.explain.results import ModelInfo
 from service.settings import Settings
 from service.telemetry import Metrics
+from service.vocabulary import ModelState
 
 log = structlog.get_logger(__name__)
-
-
-class ModelState(StrEnum):
-    """Of a card's model."""
-
-    AVAILABLE = "available"
-    LOADING = "loading"
-    READY = "ready"
-    FAILED = "failed"
 
 
 class Registry:
@@ -46,13 +37,15 @@ class Registry:
                 raise ConfigurationError(
                     f"models: there is no card {name!r} in {settings.models_dir}; cards: {', '.join(self._cards)}"
                 )
-        self._states = {name: ModelState.LOADING if name in settings.models else ModelState.AVAILABLE for name in self._cards}
+        self._states: dict[str, ModelState] = {
+            name: "loading" if name in settings.models else "available" for name in self._cards
+        }
         self._errors: dict[str, str] = {}
         self._models: dict[str, Model] = {}
-        self._dismissed: set[str] = set()
+        self._unloaded: set[str] = set()
         self._changes: dict[str, asyncio.Task[None]] = {}
         for name in settings.models:
-            self._measure(name)
+            self._add_metrics(name)
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a card of that name."""
@@ -61,12 +54,12 @@ class Registry:
     @property
     def ready(self) -> bool:
         """Whether every model asked for at start is loaded and warm, and its worker alive, but for those unloaded since."""
-        return all(self._alive(name) for name in self._settings.models if name not in self._dismissed)
+        return all(self._alive(name) for name in self._settings.models if name not in self._unloaded)
 
     @property
     def failed(self) -> bool:
         """Whether a model asked for at start could not be loaded."""
-        return any(self._states[name] is ModelState.FAILED for name in self._settings.models)
+        return any(self._states[name] == "failed" for name in self._settings.models)
 
     async def start(self) -> None:
         """Loads every model asked for, each in a thread of its own.
@@ -87,7 +80,7 @@ class Registry:
         try:
             await self._change(name, self._load)
         except Exception as error:
-            log.warning("model not loaded", model=name, exc_info=not isinstance(error, ConfigurationError), reason=str(error))
+            log.warning("model_not_loaded", model=name, exc_info=not isinstance(error, ConfigurationError), reason=str(error))
             raise ModelUnhealthy("This model could not be loaded; GET /models tells why.", retry_after_s=5) from error
 
     async def unload(self, name: str) -> None:
@@ -97,7 +90,7 @@ class Registry:
             ModelNotFound: there is no such card.
         """
         self._card(name)
-        self._dismissed.add(name)
+        self._unloaded.add(name)
         await self._change(name, self._unload)
 
     async def close(self) -> None:
@@ -119,11 +112,11 @@ class Registry:
         if self._alive(name):
             return self._models[name]
         match self._states.get(name):
-            case ModelState.READY:
+            case "ready":
                 raise ModelUnhealthy("This model has stopped working. Try again later.", retry_after_s=5)
-            case ModelState.FAILED:
+            case "failed":
                 raise ModelUnhealthy("This model could not be loaded; GET /models tells why.", retry_after_s=5)
-            case ModelState.LOADING:
+            case "loading":
                 raise NotReady("This model is still loading. Try again in a moment; GET /readyz tells when.", retry_after_s=2)
             case _:
                 raise ModelNotFound(f"No such model is served here. Models served: {', '.join(self._models)}.")
@@ -141,7 +134,7 @@ class Registry:
         """
         if self._alive(name):
             return self._models[name].describe()
-        if self._states.get(name) is ModelState.READY:
+        if self._states.get(name) == "ready":
             return replace(self._models[name].describe(), state="failed", error="It has stopped working; see the log.")
         card = self._card(name)
         return ModelInfo(
@@ -185,29 +178,29 @@ class Registry:
     async def _load(self, name: str) -> None:
         if self._alive(name):
             return
-        self._states[name] = ModelState.LOADING
+        self._states[name] = "loading"
         self._errors.pop(name, None)
-        self._measure(name)
+        self._add_metrics(name)
         card, settings = self._cards[name], self._settings
         loop = asyncio.get_running_loop()
         started = loop.time()
         if settings.random_weights and card.weights.from_hub:
-            log.warning("random weights: the answers of this model mean nothing", model=name)
+            log.warning("random_weights", model=name, meaning="the answers of this model mean nothing")
         try:
             device = prepare(settings.device, settings.engine_threads)
             model = await asyncio.to_thread(Model.load, card, device, settings, self._metrics)
             await model.start()
         except Exception as error:
-            self._states[name] = ModelState.FAILED
+            self._states[name] = "failed"
             self._errors[name] = str(error) if isinstance(error, ConfigurationError) else "It could not be loaded; see the log."
             raise
         self._models[name] = model
-        self._states[name] = ModelState.READY
-        self._dismissed.discard(name)
-        log.info("model ready", model=name, seconds=round(loop.time() - started, 2), device=model.network.device)
+        self._states[name] = "ready"
+        self._unloaded.discard(name)
+        log.info("model_ready", model=name, seconds=round(loop.time() - started, 2), device=model.network.device)
 
     async def _unload(self, name: str) -> None:
-        self._states[name] = ModelState.AVAILABLE
+        self._states[name] = "available"
         self._errors.pop(name, None)
         model = self._models.pop(name, None)
         if model is None:
@@ -215,14 +208,14 @@ class Registry:
         await model.close()
         del model
         await asyncio.to_thread(give_back)
-        log.info("model unloaded", model=name)
+        log.info("model_unloaded", model=name)
 
-    def _measure(self, name: str) -> None:
+    def _add_metrics(self, name: str) -> None:
         self._metrics.model_ready.labels(name).set_function(partial(self._alive, name))
-        self._metrics.cache_bytes.labels(name).set_function(partial(self._remembered, name))
+        self._metrics.cache_bytes.labels(name).set_function(partial(self._cache_bytes, name))
 
-    def _remembered(self, name: str) -> int:
+    def _cache_bytes(self, name: str) -> int:
         return self._models[name].cache.nbytes if name in self._models else 0
 
     def _alive(self, name: str) -> bool:
-        return self._states.get(name) is ModelState.READY and self._models[name].alive
+        return self._states.get(name) == "ready" and self._models[name].scheduler.alive

@@ -1,174 +1,280 @@
-"""From a network's maps to what the caller asked to see. Runs in a codec thread; knows no HTTP and no torch."""
+"""From a network's maps to what the caller asked to see: maps, overlays, contact sheets, arrays, and their base64.
+
+Runs in a codec thread; knows no HTTP and no torch.
+"""
 
 from __future__ import annotations
 
-import threading
+import base64
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from service.engine.types import EngineResult, Evaluation, EvaluationRequest
-from service.explain.curves import curves
-from service.explain.model import ClassScores, ClassSelection, Model
-from service.explain.options import Options
-from service.explain.preprocess import Canvas, Map, Pixels, PreparedImage
-from service.explain.results import Delivery, Encoded, Explanation, ImageResult, Prediction
-from service.imaging import colors
+from service.engine.types import EngineResult, Evaluation, LayerStatistics, LayerStatisticsResult
+from service.errors import ParameterInvalid
+from service.explain.class_scores import ClassScores, ClassSelection
+from service.explain.curves import evaluation_curves
+from service.explain.deadline import Deadline
+from service.explain.options import ExplainOptions, InspectOptions
+from service.explain.preprocess import PreparedImage
+from service.explain.results import (
+    EncodedMedia,
+    ExplainResult,
+    Explanation,
+    Inspection,
+    InspectResult,
+    Media,
+    Prediction,
+    PredictResult,
+)
+from service.imaging import color_maps
 from service.imaging.encode import encode_grey, encode_image, encode_npy
-from service.imaging.heatmap import Heatmap, render_maps
-from service.imaging.overlay import OverlayType, compose
+from service.imaging.geometry import fit_size, place_map, resize_image, resize_region
+from service.imaging.heatmap import Heatmap, scale_maps
+from service.imaging.overlay import compose
 from service.imaging.panel import PanelRow, contact_sheet
+from service.imaging.tiles import Section, Tile, tile_sheet
+from service.vocabulary import MEDIA_TYPES, Box, Delivery, HeatmapOverlay, ImageMedia, Size
+
+MAX_LISTED_VALUES: Final = 1_000_000  # of one answer: a number in a list costs 50 times what it costs in an array
+MAX_ENLARGED_PIXELS: Final = 16_000_000  # of one rendered image: a small file must not ask for a giant
+MAX_RENDERED_PIXELS: Final = 256_000_000  # of one answer, over all its images and classes
+INSPECT_COLUMNS: Final = 8
+INSPECT_COLOR_MAP: Final = "viridis"  # unless another is asked for
+
+Pixels = NDArray[np.uint8]
+Map = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedImage:
-    """One image's part of the answer; `rows` and `arrays` are what a document of several is put together from."""
+    """One image's part of the answer; `rows` and `arrays` are what one answer for several classes is put together from."""
 
-    result: ImageResult
+    result: PredictResult
     rows: tuple[PanelRow, ...] = ()
     arrays: tuple[Map, ...] = ()
-    overlay: Encoded | None = None
+    media: Media | None = None
 
 
-def measure(
-    seen: PreparedImage, outcome: EngineResult, model: Model, options: Options, abandoned: threading.Event
-) -> tuple[Evaluation, ...]:
-    """Holds one image's maps, as they will be drawn, against the network; for the model's own thread, as it takes long."""
-    heatmaps = _heatmaps(seen, outcome, options)
-    grid = heatmaps[0].grid if heatmaps else (1, 1)
-    maps = tuple(heatmap.values for heatmap in heatmaps)
-    return model.network.evaluate(
-        EvaluationRequest(
-            pixels=seen.pixels,
-            classes=outcome.classes,
-            maps=maps,
-            grid=grid,
-            activation=model.card.labels.activation,
-            abandoned=abandoned,
+@dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """What the maps of one image are rendered on, `width` by `height` pixels, and the box in it that the network saw."""
+
+    image: PreparedImage
+    width: int
+    height: int
+    region: Box
+    as_input: bool
+
+    @classmethod
+    def of(cls, image: PreparedImage, size: Size) -> Canvas:
+        """The image at the size asked for: the original, the network's input, or scaled to a longest side."""
+        decoded, placement = image.decoded, image.placement
+        if size == "input":
+            height, width = placement.input_size
+            return cls(image=image, width=width, height=height, region=placement.window, as_input=True)
+        width, height = (decoded.width, decoded.height) if size == "original" else fit_size(decoded.width, decoded.height, size)
+        region = resize_region(placement, width, height)
+        return cls(image=image, width=width, height=height, region=region, as_input=False)
+
+    @functools.cached_property
+    def rgb(self) -> Pixels:
+        """The image, uint8 ``[H, W, 3]``."""
+        return self.image.pixels if self.as_input else resize_image(self.image.decoded.rgb, self.width, self.height)
+
+    def place(self, values: Map) -> Map:
+        """A map of the network's input, float32 ``[h, w]``, on the canvas, ``[H, W]``; 0 where the network did not look."""
+        if not self.as_input:
+            return place_map(values, self.image.placement, self.width, self.height)
+        left, top, right, bottom = self.region
+        placed = np.zeros_like(values)
+        placed[top:bottom, left:right] = values[top:bottom, left:right]
+        return placed
+
+
+def check_output_size(
+    images: Sequence[PreparedImage], selections: Sequence[ClassSelection], options: ExplainOptions, delivery: Delivery
+) -> None:
+    """Refuses an answer that would be too large to render or to send, before the network is asked.
+
+    Raises:
+        ParameterInvalid: too many pixels or listed values in all.
+    """
+    total = 0
+    for image, selection in zip(images, selections, strict=True):
+        height, width = image.decoded.height, image.decoded.width
+        side = max(height, width)
+        pixels = height * width
+        if options.size == "input":
+            pixels = image.pixels.shape[0] * image.pixels.shape[1]
+        elif isinstance(options.size, int):
+            pixels = round(pixels * (options.size / side) ** 2)
+            if options.size > side and pixels > MAX_ENLARGED_PIXELS:
+                raise ParameterInvalid(
+                    f"size: images are enlarged to at most {MAX_ENLARGED_PIXELS} pixels; ask for a smaller size."
+                )
+        total += pixels * selection.count
+    limit = MAX_LISTED_VALUES if delivery == "json" and options.heatmap == "list" else MAX_RENDERED_PIXELS
+    if total > limit:
+        instead = ", or heatmap=npy." if limit == MAX_LISTED_VALUES else "."
+        raise ParameterInvalid(
+            f"size: the answer would hold {total} values of {limit} allowed; ask for a smaller size or fewer classes{instead}"
         )
+
+
+# Explanations --------------------------------------------------------------------------------------------------------------
+
+
+def render_heatmaps(image: PreparedImage, result: EngineResult, options: ExplainOptions) -> tuple[Heatmap, ...]:
+    """The maps of an image's classes at the network's input size, scaled as asked."""
+    return scale_maps(
+        result.maps,
+        polarity=options.polarity,
+        scale=options.scale,
+        input_size=image.placement.input_size,
+        clip=(options.clip_percent_lowerbound, options.clip_percent_upperbound),
     )
 
 
-def draw(
-    seen: PreparedImage,
-    outcome: EngineResult,
-    wanted: ClassSelection,
-    model: Model,
-    options: Options,
+def render_predictions(image: PreparedImage, scores: ClassScores, selection: ClassSelection) -> RenderedImage:
+    """One image's part of an answer without explanations."""
+    return RenderedImage(result=PredictResult(image=image.info, predictions=scores.best(selection.listed)))
+
+
+def render_explanations(
+    image: PreparedImage,
+    result: EngineResult,
+    scores: ClassScores,
+    selection: ClassSelection,
+    options: ExplainOptions,
     delivery: Delivery,
-    abandoned: threading.Event,
+    deadline: Deadline,
     evaluations: Sequence[Evaluation] = (),
 ) -> RenderedImage:
-    """Draws everything that was asked for of one image; stops between classes when nobody waits any more.
+    """Renders everything that was asked for of one image.
 
-    `evaluations`: one for each class, or none.
+    Args:
+        image: decoded.
+        result: what the network said of it.
+        scores: its logits, read with the model's labels.
+        selection: the classes asked for.
+        options: how they are rendered.
+        delivery: where it is not JSON, `rows`, `arrays` or `media` of the rendered image hold what is delivered.
+        deadline: looked at before each class.
+        evaluations: one for each class, or none.
+
+    Raises:
+        DeadlineExceeded: nobody waits any more.
     """
-    reading = ClassScores(outcome.logits, model.labels, model.card.labels.activation)
-    predictions = reading.best(wanted.listed)
-    if not outcome.classes:
-        return RenderedImage(result=ImageResult(image=seen.info, predictions=predictions, explanations=()))
-    heatmaps = _heatmaps(seen, outcome, options)
-    canvas = Canvas.of(seen, options.size)
+    canvas = Canvas.of(image, options.size)
     explanations: list[Explanation] = []
     rows: list[PanelRow] = []
     arrays: list[Map] = []
-    image: Encoded | None = None
+    media: Media | None = None
+    versus = None if selection.versus is None else scores.of(selection.versus)
+    heatmaps = render_heatmaps(image, result, options)
     measured: Sequence[Evaluation | None] = evaluations or [None] * len(heatmaps)
-    for class_id, heatmap, evaluation in zip(outcome.classes, heatmaps, measured, strict=True):
-        if abandoned.is_set():
-            break
-        prediction = reading.of(class_id)
-        versus = None if wanted.versus is None else reading.of(wanted.versus)
-        encoded: Encoded | list[Any] | None = None
-        overlay: Encoded | None = None
+    for class_id, heatmap, evaluation in zip(result.classes, heatmaps, measured, strict=True):
+        deadline.check()
+        explained = _ExplainedClass(
+            canvas=canvas,
+            heatmap=heatmap,
+            options=options,
+            prediction=scores.of(class_id),
+            versus=versus,
+            evaluation=evaluation,
+        )
+        heatmap_media: EncodedMedia | list[Any] | None = None
+        overlay: EncodedMedia | None = None
         if delivery == "npy":
-            arrays.append(canvas.spread(heatmap.values))
+            arrays.append(canvas.place(heatmap.values))
         elif delivery != "json" and options.overlay_type == "panel":
-            rows.append(_row(canvas, heatmap, options, prediction, versus))
+            rows.append(_panel_row(explained))
         elif delivery != "json":
-            image = _image(_one(canvas, heatmap, options, prediction, versus, evaluation), delivery)
+            media = _image_media(_render_class(explained), delivery)
         else:
-            encoded = _heatmap(canvas, heatmap, options)
+            heatmap_media = _heatmap_media(canvas, heatmap, options)
             if options.overlay:
-                overlay = _image(_one(canvas, heatmap, options, prediction, versus, evaluation), "png")
+                overlay = _base64(_image_media(_render_class(explained), "png"))
         explanations.append(
             Explanation(
-                prediction=prediction,
+                **_fields(explained.prediction),
                 versus=versus,
                 method=options.method,
-                layer=outcome.layers,
+                layer=result.layers,
                 polarity=options.polarity,
                 scale=options.scale,
                 raw_min=heatmap.raw_min,
                 raw_max=heatmap.raw_max,
                 blank=heatmap.blank,
                 grid=heatmap.grid,
-                region=seen.placement.region,
-                heatmap=encoded,
+                region=image.placement.region,
+                heatmap=heatmap_media,
                 overlay=overlay,
                 evaluation=evaluation,
             )
         )
     return RenderedImage(
-        result=ImageResult(image=seen.info, predictions=predictions, explanations=tuple(explanations)),
+        result=ExplainResult(image=image.info, predictions=scores.best(selection.listed), explanations=tuple(explanations)),
         rows=tuple(rows),
         arrays=tuple(arrays),
-        overlay=image,
+        media=media,
     )
 
 
-def document(drawn: Sequence[RenderedImage], options: Options, delivery: Delivery) -> Encoded | None:
-    """The whole answer as one image or array; None for JSON."""
+def combine(images: Sequence[RenderedImage], delivery: Delivery, *, color_map: str | None, signed: bool) -> Media | None:
+    """The whole answer as one image or array; None for JSON.
+
+    Args:
+        images: of the answer.
+        delivery: the form of the answer.
+        color_map: of the colour bar of a contact sheet; the default where None.
+        signed: whether the maps have signs.
+    """
     if delivery == "json":
         return None
     if delivery == "npy":
-        (only,) = drawn
+        (only,) = images
         stack = only.arrays[0] if len(only.arrays) == 1 else np.stack(only.arrays)
-        return Encoded(media_type="application/x-npy", width=stack.shape[-1], height=stack.shape[-2], data=encode_npy(stack))
-    rows = [row for image in drawn for row in image.rows]
+        return Media(media_type=MEDIA_TYPES["npy"], width=stack.shape[-1], height=stack.shape[-2], data=encode_npy(stack))
+    rows = [row for image in images for row in image.rows]
     if rows:
-        return _image(_sheet(rows, options), delivery)
-    return drawn[0].overlay
+        return _image_media(_contact_sheet(rows, color_map, signed=signed), delivery)
+    return images[0].media
 
 
-def _heatmaps(seen: PreparedImage, outcome: EngineResult, options: Options) -> tuple[Heatmap, ...]:
-    return render_maps(
-        outcome.maps,
-        polarity=options.polarity,
-        scale=options.scale,
-        input_size=seen.placement.input_size,
-        clip=(options.clip_percent_lowerbound, options.clip_percent_upperbound),
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ExplainedClass:
+    """What one class's image is rendered from."""
+
+    canvas: Canvas
+    heatmap: Heatmap
+    options: ExplainOptions
+    prediction: Prediction
+    versus: Prediction | None
+    evaluation: Evaluation | None
 
 
-def _heatmap(canvas: Canvas, heatmap: Heatmap, options: Options) -> Encoded | list[Any] | None:
-    height, width = canvas.height, canvas.width
-    match options.heatmap:
-        case "none":
-            return None
-        case "list":
-            listed: list[Any] = canvas.spread(heatmap.values).tolist()
-            return listed
-        case "npy":
-            return Encoded(
-                media_type="application/x-npy", width=width, height=height, data=encode_npy(canvas.spread(heatmap.values))
-            )
-        case "png" | "png16":
-            bits: Literal[8, 16] = 16 if options.heatmap == "png16" else 8
-            return Encoded(
-                media_type="image/png",
-                width=width,
-                height=height,
-                data=encode_grey(canvas.spread(heatmap.shades), bits, signed=heatmap.signed),
-            )
+def _render_class(explained: _ExplainedClass) -> Pixels:
+    """One class's image of whatever kind."""
+    options = explained.options
+    if options.overlay_type == "curves":
+        assert explained.evaluation is not None  # Plan.evaluates
+        return evaluation_curves(explained.evaluation, options.method, explained.prediction)
+    if options.overlay_type == "panel":
+        return _contact_sheet([_panel_row(explained)], options.color_map, signed=explained.heatmap.signed)
+    return _overlay(explained, options.overlay_type)
 
 
-def _overlay(canvas: Canvas, heatmap: Heatmap, options: Options, overlay_type: OverlayType) -> Pixels:
+def _overlay(explained: _ExplainedClass, overlay_type: HeatmapOverlay) -> Pixels:
+    canvas, heatmap, options = explained.canvas, explained.heatmap, explained.options
     return compose(
         canvas.rgb,
-        canvas.spread(heatmap.shades),
+        canvas.place(heatmap.shades),
         region=canvas.region,
         color_map=options.color_map,
         alpha=options.alpha,
@@ -177,41 +283,107 @@ def _overlay(canvas: Canvas, heatmap: Heatmap, options: Options, overlay_type: O
     )
 
 
-def _row(canvas: Canvas, heatmap: Heatmap, options: Options, prediction: Prediction, versus: Prediction | None) -> PanelRow:
+def _panel_row(explained: _ExplainedClass) -> PanelRow:
+    options, prediction, versus = explained.options, explained.prediction, explained.versus
     note = f"{options.method}, {options.polarity}" if versus is None else f"{options.method}, versus {versus.label}"
     return PanelRow(
-        rgb=canvas.rgb,
-        heat_rgb=_overlay(canvas, heatmap, options, "none"),
-        overlay_rgb=_overlay(canvas, heatmap, options, "original"),
+        rgb=explained.canvas.rgb,
+        heat_rgb=_overlay(explained, "none"),
+        overlay_rgb=_overlay(explained, "original"),
         caption=f"{prediction.label}  {prediction.probability:.1%}",
-        note=f"{note}, nothing found" if heatmap.blank else note,
+        note=f"{note}, nothing found" if explained.heatmap.blank else note,
     )
 
 
-def _one(
-    canvas: Canvas,
-    heatmap: Heatmap,
-    options: Options,
-    prediction: Prediction,
-    versus: Prediction | None,
-    evaluation: Evaluation | None,
-) -> Pixels:
-    """One class's image of whatever kind."""
-    if options.overlay_type == "curves":
-        assert evaluation is not None  # Plan.evaluates
-        return curves(evaluation, options.method, prediction)
-    if options.overlay_type == "panel":
-        return _sheet([_row(canvas, heatmap, options, prediction, versus)], options)
-    return _overlay(canvas, heatmap, options, options.overlay_type)
-
-
-def _sheet(rows: Sequence[PanelRow], options: Options) -> Pixels:
-    signed = options.polarity == "both"
-    bar = colors.lut(options.color_map or colors.default(signed=signed))
+def _contact_sheet(rows: Sequence[PanelRow], color_map: str | None, *, signed: bool) -> Pixels:
+    bar = color_maps.lut(color_map or color_maps.default(signed=signed))
     return contact_sheet(rows, bar=bar, bar_ends=("against", "for") if signed else ("low", "high"))
 
 
-def _image(rgb: Pixels, media: Delivery) -> Encoded:
+def _heatmap_media(canvas: Canvas, heatmap: Heatmap, options: ExplainOptions) -> EncodedMedia | list[Any] | None:
+    match options.heatmap:
+        case "none":
+            return None
+        case "list":
+            listed: list[Any] = canvas.place(heatmap.values).tolist()
+            return listed
+        case "npy":
+            data, media_type = encode_npy(canvas.place(heatmap.values)), MEDIA_TYPES["npy"]
+        case "png" | "png16":
+            bits: Literal[8, 16] = 16 if options.heatmap == "png16" else 8
+            data = encode_grey(canvas.place(heatmap.shades), bits, signed=heatmap.signed)
+            media_type = MEDIA_TYPES["png"]
+    return _base64(Media(media_type=media_type, width=canvas.width, height=canvas.height, data=data))
+
+
+# Layers ---------------------------------------------------------------------------------------------------------------------
+
+
+def render_inspection(
+    image: PreparedImage,
+    result: LayerStatisticsResult,
+    scores: ClassScores,
+    selection: ClassSelection,
+    options: InspectOptions,
+    delivery: Delivery,
+) -> RenderedImage:
+    """One image's part of the answer of /inspect, with a sheet of feature maps where an image is asked for."""
+    prediction = scores.of(result.class_id)
+    inspection = Inspection(
+        **_fields(prediction),
+        versus=None if selection.versus is None else scores.of(selection.versus),
+        layers=result.layers,
+    )
+    media: Media | None = None
+    if delivery != "json":
+        color_map = options.color_map or INSPECT_COLOR_MAP
+        sections = [
+            _section(statistics, feature_maps, prediction.label, color_map)
+            for statistics, feature_maps in zip(result.layers, result.feature_maps, strict=True)
+        ]
+        media = _image_media(tile_sheet(sections, columns=INSPECT_COLUMNS), delivery)
+    predictions = scores.best(selection.listed)
+    return RenderedImage(result=InspectResult(image=image.info, predictions=predictions, inspection=inspection), media=media)
+
+
+def _section(statistics: LayerStatistics, feature_maps: Map, label: str, color_map: str) -> Section:
+    channels, rows, columns = statistics.shape
+    return Section(
+        f"{statistics.layer}   {channels} x {rows} x {columns}",
+        f"activations {statistics.activation_min:.3g} to {statistics.activation_max:.3g}, mean "
+        f"{statistics.activation_mean:.3g}; the channels that weigh most for {label}, with their weight (mean gradient)",
+        tuple(
+            Tile(_feature_map(values, color_map), f"{channel.channel}:  {channel.weight:+.2g}")
+            for channel, values in zip(statistics.strongest, feature_maps, strict=True)
+        ),
+    )
+
+
+def _feature_map(values: Map, color_map: str) -> Pixels:
+    """From its own lowest to its own highest value."""
+    low, high = float(values.min()), float(values.max())
+    shades = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return color_maps.colorize(np.asarray(shades, np.float32), color_map, signed=False)
+
+
+# Encoding -------------------------------------------------------------------------------------------------------------------
+
+
+def _image_media(rgb: Pixels, delivery: Delivery) -> Media:
+    assert delivery not in {"json", "npy"}  # an image is delivered as an image
+    media: ImageMedia = delivery  # type: ignore[assignment] # mypy does not narrow a literal by `in`
     height, width, _ = rgb.shape
-    assert media in {"png", "jpeg", "webp"}
-    return Encoded(media_type=f"image/{media}", width=width, height=height, data=encode_image(rgb, media))
+    return Media(media_type=MEDIA_TYPES[media], width=width, height=height, data=encode_image(rgb, media))
+
+
+def _base64(media: Media) -> EncodedMedia:
+    return EncodedMedia(
+        media_type=media.media_type,
+        width=media.width,
+        height=media.height,
+        b64=base64.b64encode(media.data).decode("ascii"),
+    )
+
+
+def _fields(prediction: Prediction) -> dict[str, Any]:
+    return {name: getattr(prediction, name) for name in ("class_id", "label", "wordnet_id", "probability", "logit")}

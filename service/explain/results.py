@@ -1,129 +1,133 @@
-"""What an explainer is given and gives back: small frozen objects that carry their own provenance. Knows no HTTP, no torch."""
+"""What the service answers: every shape declared once, for the explainer that fills it and for the OpenAPI schema.
+
+A field's name, type and description here are those of the JSON that clients read. Knows no HTTP and no torch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from service.engine.types import Evaluation, LayerInfo, LayerStatistics
-from service.explain.cache import CacheStatus
-from service.explain.options import Targets
+from pydantic import ConfigDict, Field
 
-__all__ = [
-    "Answer",
-    "Delivery",
-    "Encoded",
-    "Evaluation",
-    "Explanation",
-    "ImageInfo",
-    "ImageInput",
-    "ImageResult",
-    "LayerInfo",
-    "LayerStatistics",
-    "MethodInfo",
-    "ModelIdentity",
-    "ModelInfo",
-    "Prediction",
-    "Timings",
-]  # fmt: skip
+from service.engine.types import CLOSED, Evaluation, LayerInfo, LayerStatistics
+from service.vocabulary import CacheStatus, Cost, ModelState, Polarity, Scale
 
-Delivery = Literal["json", "png", "jpeg", "webp", "npy"]
+_PREDICTION: dict[str, Any] = {
+    "class_id": 282, "label": "tiger cat", "wordnet_id": "n02123159", "probability": 0.39, "logit": 9.1,
+}  # fmt: skip
+_EXPLANATION: dict[str, Any] = _PREDICTION | {
+    "versus": None, "method": "gradcam", "layer": ["bn2"], "polarity": "positive", "scale": "minmax", "raw_min": 0.0,
+    "raw_max": 3.1, "blank": False, "grid": [7, 7], "region": [75, 0, 375, 300],
+    "heatmap": {"media_type": "image/png", "width": 451, "height": 300, "b64": "iVBORw0KGgo="}, "overlay": None,
+    "evaluation": None,
+}  # fmt: skip
+_MODEL: dict[str, Any] = {
+    "name": "efficientnet_lite0", "version": "1", "digest": "sha256:57934424...", "precision": "fp32", "engine": "torch",
+    "device": "cpu",
+}  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class ImageInput:
-    """One image to explain, as its bytes, with the classes to explain in it."""
+def _closed(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(extra="forbid", json_schema_extra={"example": example})
 
-    data: bytes
-    targets: Targets
+
+# One image and one class -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """The image after EXIF orientation."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    width: Annotated[int, Field(ge=1)]
+    height: Annotated[int, Field(ge=1)]
+    format: str
+    sha256: Annotated[str, Field(description="Of the bytes received.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the network says of one class."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _closed(_PREDICTION)
+
+    class_id: Annotated[int, Field(ge=0)]
+    label: str
+    wordnet_id: str | None
+    probability: Annotated[float, Field(ge=0, le=1, description="Softmax over all classes.")]
+    logit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedMedia:
+    """An image or an array in base64."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    media_type: str
+    width: int
+    height: int
+    b64: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation(Prediction):
+    """One class of one image, explained."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _closed(_EXPLANATION)
+
+    versus: Annotated[Prediction | None, Field(description="The class contrasted with.")]
+    method: str
+    layer: tuple[str, ...]
+    polarity: Polarity
+    scale: Scale
+    raw_min: Annotated[float, Field(description="Lowest value of the map before scaling, in logit units.")]
+    raw_max: Annotated[float, Field(description="Highest value of the map before scaling, in logit units.")]
+    blank: Annotated[bool, Field(description="No cell of the map has the sign asked for; the map is all zero.")]
+    grid: Annotated[tuple[int, int], Field(description="Rows and columns of the layer's map.")]
+    region: Annotated[
+        tuple[int, int, int, int],
+        Field(description="Left, top, right, bottom in pixels of the upright original: the part that the model saw."),
+    ]
+    heatmap: Annotated[EncodedMedia | list[Any] | None, Field(description="As option `heatmap` asks; zero outside `region`.")]
+    overlay: Annotated[EncodedMedia | None, Field(description="With option `overlay`.")]
+    evaluation: Annotated[Evaluation | None, Field(description="With option `evaluate`.")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection(Prediction):
+    """What layers do for one class of one image."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    versus: Annotated[Prediction | None, Field(description="The class contrasted with.")]
+    layers: tuple[LayerStatistics, ...]
+
+
+# A whole answer ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIdentity:
+    """The model that answered."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _closed(_MODEL)
+
     name: str
     version: str
-    digest: str
+    digest: Annotated[str, Field(description="Of the weights.")]
     precision: str
     engine: str
     device: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageInfo:
-    """Of the image after EXIF orientation; `sha256` is of the bytes received."""
-
-    width: int
-    height: int
-    format: str
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    class_id: int
-    label: str
-    wordnet_id: str | None
-    probability: float
-    logit: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """An image or an array, ready to be sent."""
-
-    media_type: str
-    width: int
-    height: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
-    """One class of one image, explained.
-
-    `grid` is (rows, columns) of the (first) layer's map; `region` is (left, top, right, bottom) in pixels of the upright
-    original: the part the network saw. `raw_min` and `raw_max` bound the map before scaling, in logit units. `heatmap` is a
-    nested list of floats when that was asked for.
-    """
-
-    prediction: Prediction
-    versus: Prediction | None
-    method: str
-    layer: tuple[str, ...]
-    polarity: str
-    scale: str
-    raw_min: float
-    raw_max: float
-    blank: bool
-    grid: tuple[int, int]
-    region: tuple[int, int, int, int]
-    heatmap: Encoded | list[Any] | None
-    overlay: Encoded | None
-    evaluation: Evaluation | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """What the layers of a network do for one class of one image; `versus` as in an explanation."""
-
-    prediction: Prediction
-    versus: Prediction | None
-    layers: tuple[LayerStatistics, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageResult:
-    """`inspection` where that was asked for, in place of explanations."""
-
-    image: ImageInfo
-    predictions: tuple[Prediction, ...]
-    explanations: tuple[Explanation, ...]
-    inspection: Inspection | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """Milliseconds per stage; of several images the slowest. `queue` is the wait for the network, `infer` the network."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
     decode: float
     queue: float
@@ -133,50 +137,153 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """`document` is the whole answer as one image or array where that was asked for (delivery other than json).
+class PredictResult:
+    """One image."""
 
-    `cache` tells where the network's part came from, of several images the costliest; None where nothing is remembered.
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    image: ImageInfo
+    predictions: Annotated[tuple[Prediction, ...], Field(description="The best classes, the best first.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainResult(PredictResult):
+    """One image, explained."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    explanations: Annotated[tuple[Explanation, ...], Field(description="One for each class asked for, in that order.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectResult(PredictResult):
+    """One image, and what layers do for a class of it."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    inspection: Inspection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Response:
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    id: Annotated[str, Field(description="The request's id.")]
+    model: ModelIdentity
+    timings_ms: Timings
+    batch_size: Annotated[int, Field(description="Images in the network's pass that answered this request; 0 of a hit.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictResponse(_Response):
+    """The predictions for every image."""
+
+    results: Annotated[tuple[PredictResult, ...], Field(description="One for each image, in the order sent.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainResponse(_Response):
+    """The explanations of every image."""
+
+    results: Annotated[tuple[ExplainResult, ...], Field(description="One for each image, in the order sent.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectResponse(_Response):
+    """What layers do, for every image."""
+
+    results: Annotated[tuple[InspectResult, ...], Field(description="One for each image, in the order sent.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Media:
+    """A rendered image or an array, as the bytes of a file."""
+
+    media_type: str
+    width: int
+    height: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the explainer answers.
+
+    Attributes:
+        results: one per image; `ExplainResult` or `InspectResult` where that was asked for.
+        media: the whole answer as one image or array where that was asked for (delivery other than json).
+        cache: where the network's part came from, of several images the costliest; None where nothing is kept.
     """
 
     model: ModelIdentity
-    results: tuple[ImageResult, ...]
+    results: tuple[PredictResult, ...]
     timings: Timings
     batch_size: int
-    document: Encoded | None = None
+    media: Media | None = None
     cache: CacheStatus | None = None
+
+
+# What there is to ask for ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodInfo:
-    """`cost` is `head`, `forward` or `many forwards`; `options` names the request options that the method minds."""
+    """A method of explanation."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
     name: str
     family: str
-    cost: str
-    options: tuple[str, ...]
+    cost: Cost
+    options: Annotated[tuple[str, ...], Field(description="Request options that the method minds.")]
     paper: str
     summary: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """A card and the state of its model: `available` (not asked for), `loading`, `ready` or `failed` (with `error`).
+    """A card and the state of its model. What only a loaded model knows is null or empty before it is ready."""
 
-    What only a loaded model knows is None or empty before it is ready.
-    """
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
     name: str
     version: str
     description: str
-    state: str
+    state: ModelState
     error: str | None
     device: str | None
     precision: str | None
     engine: str | None
-    input_size: tuple[int, int] | None
+    input_size: Annotated[tuple[int, int] | None, Field(description="Height and width.")]
     classes: int | None
     default_layer: tuple[str, ...]
-    layers: tuple[LayerInfo, ...]
-    methods: tuple[str, ...]
-    digest: str | None
+    layers: Annotated[tuple[LayerInfo, ...], Field(description="Where the model can be explained.")]
+    methods: Annotated[tuple[str, ...], Field(description="Methods that fit the model.")]
+    digest: Annotated[str | None, Field(description="Of the weights.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """Every card."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    models: list[ModelInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodList:
+    """Every method."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    methods: list[MethodInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The state of the process."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    status: Literal["alive", "ready"]

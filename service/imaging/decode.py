@@ -35,7 +35,7 @@ _PILLOW_FORMAT: Final[dict[Format, str]] = {
 }
 _WHITE: Final = 255
 _FLIPS: Final = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # OpenCV's flip codes; 5..8 are transposed first
-_SHRINKAGES: Final = (8, 4, 2)
+_REDUCTIONS: Final = (8, 4, 2)
 _TRANSPOSED: Final = range(5, 9)
 _FEED: Final = 64 * 1024
 
@@ -48,27 +48,27 @@ class DecodedImage:
     """A decoded image.
 
     Attributes:
-        rgb: uint8 ``[H, W, 3]`` RGB, contiguous, upright, maybe read-only; `width` by `height` over `shrunk`, rounded up.
+        rgb: uint8 ``[H, W, 3]`` RGB, contiguous, upright, maybe read-only; `width` by `height` over `reduction`, rounded up.
         format: of the file.
         width: of the upright original, in pixels.
         height: of the upright original.
-        shrunk: how many pixels of the original, across and down, one of `rgb` stands for: 1, 2, 4 or 8.
+        reduction: how many pixels of the original, across and down, one of `rgb` stands for: 1, 2, 4 or 8.
     """
 
     rgb: Pixels
     format: Format
     width: int
     height: int
-    shrunk: int = 1
+    reduction: int = 1
 
 
-def decode(data: bytes, limits: Limits, spare: Callable[[int, int], float] = lambda _width, _height: 1.0) -> DecodedImage:
+def decode(data: bytes, limits: Limits, reducible: Callable[[int, int], float] = lambda _width, _height: 1.0) -> DecodedImage:
     """Decode a whole file. Safe to call from many threads at once.
 
     Args:
         data: JPEG, PNG, WebP or GIF.
         limits: bounds on size and complexity.
-        spare: told the width and height of the upright original, how many times smaller the image may come; a file that
+        reducible: told the width and height of the upright original, how many times smaller the image may come; a file that
             cannot be decoded so comes whole.
 
     Raises:
@@ -79,8 +79,8 @@ def decode(data: bytes, limits: Limits, spare: Callable[[int, int], float] = lam
         _check_scanlines(header.deflated, header.inflated_size)
     sideways = header.orientation in _TRANSPOSED
     width, height = (header.height, header.width) if sideways else (header.width, header.height)
-    shrunk = _shrinkage(header, spare(width, height))
-    rgb = _decode_payload(header, shrunk)
+    reduction = _reduction(header, reducible(width, height))
+    rgb = _decode_payload(header, reduction)
     if header.frame is not None:
         left, top, right, bottom = header.frame
         canvas = np.full((header.height, header.width, 3), _WHITE, np.uint8)
@@ -91,33 +91,33 @@ def decode(data: bytes, limits: Limits, spare: Callable[[int, int], float] = lam
         format=header.format,
         width=width,
         height=height,
-        shrunk=shrunk,
+        reduction=reduction,
     )
 
 
-def _shrinkage(header: Header, spare: float) -> int:
+def _reduction(header: Header, reducible: float) -> int:
     """The largest of the decoder's that leaves enough.
 
     An image is turned only where nothing is rounded: what a flip moved to the left or the top must not be part of a pixel.
     """
-    for factor in _SHRINKAGES if header.format == "jpeg" else ():
-        if factor <= spare and (header.orientation == 1 or header.width % factor == header.height % factor == 0):
+    for factor in _REDUCTIONS if header.format == "jpeg" else ():
+        if factor <= reducible and (header.orientation == 1 or header.width % factor == header.height % factor == 0):
             return factor
     return 1
 
 
-def _decode_payload(header: Header, shrunk: int) -> Pixels:
+def _decode_payload(header: Header, reduction: int) -> Pixels:
     left, top, right, bottom = header.frame or (0, 0, header.width, header.height)
     try:
         with Image.open(io.BytesIO(header.payload), formats=[_PILLOW_FORMAT[header.format]]) as image:
-            if shrunk > 1:
-                image.draft(None, (header.width // shrunk, header.height // shrunk))
+            if reduction > 1:
+                image.draft(None, (header.width // reduction, header.height // reduction))
             rgb = _to_rgb(image, header.transparent)
     # Pillow's decoders raise a dozen kinds of exception on damaged files; its own fuzz test lists them.
     except Exception as error:
         # Its words stay here; only whether they speak of truncation goes on.
         raise (truncated() if "truncated" in str(error) else corrupt("its pixels cannot be read")) from None
-    if rgb.shape != (-(-(bottom - top) // shrunk), -(-(right - left) // shrunk), 3):
+    if rgb.shape != (-(-(bottom - top) // reduction), -(-(right - left) // reduction), 3):
         raise corrupt("its header and its pixels disagree about the size")
     return rgb
 

@@ -6,16 +6,14 @@ Boxes are (left, top, right, bottom). Sizes are (width, height), but `input_size
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Fit = Literal["crop", "squash", "pad", "native"]
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Box = tuple[int, int, int, int]
+from service.vocabulary import Box, Fit, Interpolation, Preprocessing
 
 _RESAMPLING: Final[dict[Interpolation, Image.Resampling]] = {
     "nearest": Image.Resampling.NEAREST,
@@ -24,23 +22,6 @@ _RESAMPLING: Final[dict[Interpolation, Image.Resampling]] = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _REDUCING_GAP: Final = 3.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputSpec:
-    """What a network wants to see.
-
-    Attributes:
-        height: of the input in pixels.
-        width: of the input in pixels.
-        resize: the short side before the centre crop ("resize 256, crop 224"); None covers the input and no more.
-        interpolation: Pillow's filter.
-    """
-
-    height: int
-    width: int
-    resize: int | None
-    interpolation: Interpolation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +50,7 @@ class Placement:
         return min((right - left) / columns, (bottom - top) / rows)
 
 
-def place(width: int, height: int, spec: InputSpec, fit: Fit) -> Placement:
+def place(width: int, height: int, preprocessing: Preprocessing, fit: Fit) -> Placement:
     """Decide how an image of `width` by `height` pixels is laid into the input.
 
     `crop` is torchvision's ``Resize(short side)`` and ``CenterCrop``, to the pixel. `squash` stretches the whole image, `pad`
@@ -77,25 +58,36 @@ def place(width: int, height: int, spec: InputSpec, fit: Fit) -> Placement:
     """
     if fit == "native":
         return _placement((height, width), (0, 0, width, height), (0, 0, width, height), (width, height))
-    input_size = (spec.height, spec.width)
+    input_size = (preprocessing.height, preprocessing.width)
     if fit == "squash":
-        return _placement(input_size, (0, 0, width, height), (0, 0, spec.width, spec.height), (width, height))
+        return _placement(input_size, (0, 0, width, height), (0, 0, preprocessing.width, preprocessing.height), (width, height))
     if fit == "pad":
-        scale = min(spec.width / width, spec.height / height)
+        scale = min(preprocessing.width / width, preprocessing.height / height)
         columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
-        left, top = (spec.width - columns) // 2, (spec.height - rows) // 2
+        left, top = (preprocessing.width - columns) // 2, (preprocessing.height - rows) // 2
         return _placement(input_size, (0, 0, width, height), (left, top, left + columns, top + rows), (width, height))
 
-    columns, rows = _resized(width, height, spec)
-    left, crop_left, crop_width = _centre(columns, spec.width)
-    top, crop_top, crop_height = _centre(rows, spec.height)
+    columns, rows = _resized(width, height, preprocessing)
+    left, crop_left, crop_width = _centre(columns, preprocessing.width)
+    top, crop_top, crop_height = _centre(rows, preprocessing.height)
     across, down = width / columns, height / rows
     source = (crop_left * across, crop_top * down, (crop_left + crop_width) * across, (crop_top + crop_height) * down)
     return _placement(input_size, source, (left, top, left + crop_width, top + crop_height), (width, height))
 
 
-def prepare(
-    rgb: NDArray[np.uint8], placement: Placement, spec: InputSpec, fill: tuple[int, int, int], shrunk: int = 1
+def mean_color(preprocessing: Preprocessing) -> tuple[int, int, int]:
+    """The RGB colour, 0..255, that is 0 once it is normalised: that of the margins of a padded image."""
+    red, *others = (round(255 * mean) for mean in preprocessing.mean)
+    green, blue = others or (red, red)
+    return red, green, blue
+
+
+def resample(
+    rgb: NDArray[np.uint8],
+    placement: Placement,
+    interpolation: Interpolation,
+    fill: tuple[int, int, int],
+    reduction: int = 1,
 ) -> NDArray[np.uint8]:
     """Resample an image to the network's input.
 
@@ -106,9 +98,9 @@ def prepare(
     Args:
         rgb: uint8 ``[H, W, 3]``, the upright original.
         placement: from `place`, for the original's size.
-        spec: the network's wishes.
+        interpolation: Pillow's filter.
         fill: RGB of the margins of a padded image.
-        shrunk: how many pixels of the original, across and down, one of `rgb` stands for.
+        reduction: how many pixels of the original, across and down, one of `rgb` stands for.
 
     Returns:
         uint8 ``[h, w, 3]``, contiguous.
@@ -118,12 +110,12 @@ def prepare(
     if size == placement.original and placement.region == (0, 0, *size):
         part = rgb
     else:
-        image, how = Image.fromarray(rgb), _RESAMPLING[spec.interpolation]
+        image, how = Image.fromarray(rgb), _RESAMPLING[interpolation]
         box = (
-            placement.source[0] / shrunk,
-            placement.source[1] / shrunk,
-            placement.source[2] / shrunk,
-            placement.source[3] / shrunk,
+            placement.source[0] / reduction,
+            placement.source[1] / reduction,
+            placement.source[2] / reduction,
+            placement.source[3] / reduction,
         )
         part = np.asarray(image.resize(size, how, box, _REDUCING_GAP), np.uint8)
     if part.shape[:2] == placement.input_size:
@@ -134,13 +126,13 @@ def prepare(
     return canvas
 
 
-def fitted(width: int, height: int, longest: int) -> tuple[int, int]:
+def fit_size(width: int, height: int, longest: int) -> tuple[int, int]:
     """(width, height) at the scale that makes the longest side `longest` pixels."""
     scale = longest / max(height, width)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def scaled(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+def resize_image(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     """An image, uint8 ``[H, W, 3]``, at another size of the same shape, but for rounding."""
     if rgb.shape[:2] == (height, width):
         return rgb
@@ -148,14 +140,14 @@ def scaled(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]
     return np.asarray(cv2.resize(rgb, (width, height), interpolation=how), np.uint8)
 
 
-def scaled_region(placement: Placement, width: int, height: int) -> Box:
+def resize_region(placement: Placement, width: int, height: int) -> Box:
     """`placement.region` in pixels of the original scaled to `width` by `height`; never empty."""
     across, down = width / placement.original[0], height / placement.original[1]
     left, top, right, bottom = placement.region
     return _whole((left * across, top * down, right * across, bottom * down), width, height)
 
 
-def spread(values: NDArray[np.float32], placement: Placement, width: int, height: int) -> NDArray[np.float32]:
+def place_map(values: NDArray[np.float32], placement: Placement, width: int, height: int) -> NDArray[np.float32]:
     """Draw a map of the network's input on an image of the original.
 
     Args:
@@ -169,7 +161,7 @@ def spread(values: NDArray[np.float32], placement: Placement, width: int, height
     """
     left, top, right, bottom = placement.window
     seen = np.ascontiguousarray(values[top:bottom, left:right])
-    left, top, right, bottom = scaled_region(placement, width, height)
+    left, top, right, bottom = resize_region(placement, width, height)
     if seen.shape != (bottom - top, right - left):
         seen = np.asarray(cv2.resize(seen, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR), np.float32)
     if seen.shape == (height, width):
@@ -185,14 +177,14 @@ def _placement(
     return Placement(input_size=input_size, source=source, window=window, region=_whole(source, *original), original=original)
 
 
-def _resized(width: int, height: int, spec: InputSpec) -> tuple[int, int]:
+def _resized(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
     """The size before the crop; the long side is cut to a whole number as torchvision does, not rounded."""
-    if spec.resize is None:
-        scale = max(spec.width / width, spec.height / height)
-        return max(spec.width, round(width * scale)), max(spec.height, round(height * scale))
+    if preprocessing.resize is None:
+        scale = max(preprocessing.width / width, preprocessing.height / height)
+        return max(preprocessing.width, round(width * scale)), max(preprocessing.height, round(height * scale))
     if width <= height:
-        return spec.resize, int(spec.resize * height / width)
-    return int(spec.resize * width / height), spec.resize
+        return preprocessing.resize, int(preprocessing.resize * height / width)
+    return int(preprocessing.resize * width / height), preprocessing.resize
 
 
 def _centre(length: int, wanted: int) -> tuple[int, int, int]:

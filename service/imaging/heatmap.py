@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Polarity = Literal["positive", "negative", "both"]
-Scale = Literal["minmax", "max", "shared", "none"]
+from service.vocabulary import Polarity, Scale
+
 Map = NDArray[np.float32]
 
 _EPSILON: Final = 1e-7  # pytorch-grad-cam's
@@ -44,7 +44,7 @@ class Heatmap:
     grid: tuple[int, int]
 
 
-def render_maps(
+def scale_maps(
     maps: Sequence[Sequence[Map]],
     *,
     polarity: Polarity,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from service.imaging import colors
-from service.imaging.geometry import Box
-
-OverlayType = Literal["original", "grayscale", "mask_black", "none"]
+from service.imaging import color_maps
+from service.vocabulary import Box, HeatmapOverlay
 
 _DIM: Final = 0.4  # brightness of what the network did not see
 
@@ -23,7 +21,7 @@ def compose(
     region: Box,
     color_map: str | None,
     alpha: float,
-    overlay_type: OverlayType,
+    overlay_type: HeatmapOverlay,
     signed: bool,
 ) -> NDArray[np.uint8]:
     """Draw a heatmap over an image.
@@ -32,7 +30,7 @@ def compose(
         rgb: uint8 ``[H, W, 3]``.
         shades: float32 ``[H, W]``, 0..1, or -1..1 where `signed`.
         region: (left, top, right, bottom) of what the network saw, in pixels of `rgb`; only there is the map drawn.
-        color_map: one of `colors.NAMES`, or None for jet, and blue-white-red where `signed`.
+        color_map: one of `color_maps.NAMES`, or None for jet, and blue-white-red where `signed`.
         alpha: weight of the heatmap, 0..1; `mask_black` has no use for it.
         overlay_type: `original` and `grayscale` blend ``(1 - alpha) * image + alpha * heatmap``, with the rest of the image
             dimmed; `mask_black` multiplies the image by its shade's magnitude; `none` is the heatmap alone. The last two are
@@ -50,7 +48,7 @@ def compose(
         drawn = cv2.multiply(image, cv2.cvtColor(weight, cv2.COLOR_GRAY2RGB), scale=1 / 255)
         return _framed(np.asarray(drawn, np.uint8), inside, np.zeros_like(rgb))
 
-    heat = colors.colorize(shown, color_map or colors.default(signed=signed), signed=signed)
+    heat = color_maps.colorize(shown, color_map or color_maps.default(signed=signed), signed=signed)
     if overlay_type == "none":
         return _framed(heat, inside, np.zeros_like(rgb))
     whole = image.shape == rgb.shape

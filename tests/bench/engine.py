@@ -15,7 +15,7 @@ from service.engine.device import prepare
 from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.types import EngineRequest, EngineResult
-from service.imaging.heatmap import render_maps
+from service.imaging.heatmap import scale_maps
 from service.settings import Settings
 from tests.bench import peers
 from tests.bench.image import batch
@@ -99,7 +99,7 @@ def against_libraries(network: Network, module: nn.Module, size: int, plan: Sche
     explain = explanation(network, size)
 
     def camserve() -> object:
-        return [render_maps(outcome.maps, polarity="positive", scale="minmax", input_size=input_size) for outcome in explain()]
+        return [scale_maps(outcome.maps, polarity="positive", scale="minmax", input_size=input_size) for outcome in explain()]
 
     sides = {"camserve": camserve, "pytorch-grad-cam": lambda: grad_cam(images), "captum": lambda: captum(images)}
     took = _interleaved(sides, plan)

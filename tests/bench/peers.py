@@ -14,7 +14,8 @@ from pytorch_grad_cam import AblationCAM, GradCAM
 from torch import Tensor, nn
 
 from service.engine.cards.card import Card, read_cards
-from service.engine.sources import LoadedNetwork, Preprocessing, load
+from service.engine.sources import LoadedNetwork, load
+from service.vocabulary import Preprocessing
 from service.settings import Settings
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from service.engine.cards import card
 from service.explain.options import ColorMap, Fit, Options, OverlayType, Polarity, Scale, Targets
-from service.imaging import colors, geometry, heatmap, overlay
+from service.imaging import color_maps, geometry, heatmap, overlay
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_the_targets_are_the_options_targets() -> None:
 
 
 def test_options_are_the_same_in_every_room() -> None:
-    assert set(get_args(ColorMap)) == set(colors.NAMES) - {"diverging"}
+    assert set(get_args(ColorMap)) == set(color_maps.NAMES) - {"diverging"}
     assert get_args(Fit) == get_args(geometry.Fit) == get_args(card.Fit)
     assert get_args(Polarity) == get_args(heatmap.Polarity)
     assert get_args(Scale) == get_args(heatmap.Scale)

@@ -102,7 +102,7 @@ def test_the_canvas_and_the_part_that_was_seen(
 
 
 @pytest.mark.parametrize(
-    ("drawn", "fit", "shrunk"),
+    ("drawn", "fit", "reduction"),
     [
         ("original", "crop", 1),
         (None, "crop", 4),  # 300 pixels for 32 of the input, of which twice as many must be left
@@ -113,11 +113,11 @@ def test_the_canvas_and_the_part_that_was_seen(
         (None, "native", 1),
     ],
 )
-def test_a_jpeg_is_decoded_as_large_as_it_is_needed(model: Model, drawn: Size | None, fit: Fit, shrunk: int) -> None:
+def test_a_jpeg_is_decoded_as_large_as_it_is_needed(model: Model, drawn: Size | None, fit: Fit, reduction: int) -> None:
     data = make.save(make.scene(400, 300), "JPEG")
     found = see(data, LIMITS, model, fit, drawn)
     whole = see(data, LIMITS, model, fit)
-    assert (found.image.shrunk, found.info, found.placement) == (shrunk, whole.info, whole.placement)
+    assert (found.image.reduction, found.info, found.placement) == (reduction, whole.info, whole.placement)
     assert np.abs(found.pixels.astype(int) - whole.pixels).mean() < 1
     for size in (drawn or "input", 64):
         canvas, same = Canvas.of(found, size), Canvas.of(whole, size)

@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms import v2
 
-from service.imaging.geometry import Fit, InputSpec, Interpolation, place, prepare, scaled_region, spread
+from service.imaging.geometry import Fit, InputSpec, Interpolation, place, prepare, resize_region, place_map
 
 FILL = (124, 116, 104)
 SIZES = [(500, 375), (375, 500), (451, 300), (300, 300), (224, 224), (256, 256), (1023, 77), (60, 91), (333, 334)]
@@ -114,14 +114,14 @@ def test_spread_is_the_identity_where_sizes_agree() -> None:
     values = np.random.default_rng(0).random((37, 53), dtype=np.float32)
     placement = place(53, 37, InputSpec(height=8, width=8, resize=8, interpolation="bilinear"), "native")
 
-    np.testing.assert_array_equal(spread(values, placement, 53, 37), values)
+    np.testing.assert_array_equal(place_map(values, placement, 53, 37), values)
 
 
 def test_spread_puts_a_crop_where_it_was_and_zero_elsewhere() -> None:
     placement = place(40, 20, InputSpec(height=20, width=20, resize=20, interpolation="bilinear"), "crop")
     values = np.random.default_rng(1).random((20, 20), dtype=np.float32) + 1
 
-    drawn = spread(values, placement, 40, 20)
+    drawn = place_map(values, placement, 40, 20)
 
     np.testing.assert_array_equal(drawn[:, 10:30], values)
     assert not drawn[:, :10].any()
@@ -133,7 +133,7 @@ def test_spread_leaves_out_the_margins_of_a_padded_image() -> None:
     values = np.zeros((64, 64), np.float32)
     values[16:48] = 0.5
 
-    drawn = spread(values, placement, 80, 40)
+    drawn = place_map(values, placement, 80, 40)
 
     assert drawn.shape == (40, 80)
     assert (drawn == 0.5).all()
@@ -147,7 +147,7 @@ def test_a_spot_is_drawn_where_it_lies_in_the_image() -> None:
     placement = place(451, 300, spec, "crop")
     seen = prepare(rgb, placement, spec, FILL)[:, :, 0].astype(np.float32)
 
-    drawn = spread(seen, placement, 902, 600)
+    drawn = place_map(seen, placement, 902, 600)
 
     rows, columns = np.indices(drawn.shape)
     assert (drawn * rows).sum() / drawn.sum() == pytest.approx(2 * 204.5 + 0.5, abs=1)
@@ -171,9 +171,9 @@ def test_every_placement_stays_inside(width: int, height: int, spec: InputSpec, 
     for (left, top, right, bottom), (limit_x, limit_y) in [
         (placement.window, (columns, rows)),
         (placement.region, (width, height)),
-        (scaled_region(placement, *shown), shown),
+        (resize_region(placement, *shown), shown),
     ]:
         assert 0 <= left < right <= limit_x
         assert 0 <= top < bottom <= limit_y
     assert prepare(np.zeros((height, width, 3), np.uint8), placement, spec, FILL).shape == (rows, columns, 3)
-    assert spread(np.zeros((rows, columns), np.float32), placement, *shown).shape == shown[::-1]
+    assert place_map(np.zeros((rows, columns), np.float32), placement, *shown).shape == shown[::-1]

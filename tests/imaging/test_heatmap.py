@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pytorch_grad_cam.base_cam import BaseCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 
-from service.imaging.heatmap import Heatmap, Polarity, Scale, render_maps
+from service.imaging.heatmap import Heatmap, Polarity, Scale, scale_maps
 
 Map = NDArray[np.float32]
 
@@ -19,7 +19,7 @@ def grid(rows: int, columns: int, seed: int = 0) -> Map:
 
 
 def render(*layers: Map, polarity: Polarity = "positive", scale: Scale = "minmax", size: tuple[int, int] = (24, 32)) -> Heatmap:
-    return render_maps([layers], polarity=polarity, scale=scale, input_size=size)[0]
+    return scale_maps([layers], polarity=polarity, scale=scale, input_size=size)[0]
 
 
 def reference(layers: list[Map], size: tuple[int, int]) -> Map:
@@ -60,7 +60,7 @@ def test_max_keeps_the_ground_that_minmax_takes_away() -> None:
 def test_shared_keeps_an_absent_class_dark() -> None:
     present, absent = np.array([[8, 0], [0, 0]], np.float32), np.array([[0, 2], [0, 0]], np.float32)
 
-    first, second = render_maps([[present], [absent]], polarity="positive", scale="shared", input_size=(2, 2))
+    first, second = scale_maps([[present], [absent]], polarity="positive", scale="shared", input_size=(2, 2))
 
     assert first.values.max() == 1
     assert second.values.max() == 0.25
@@ -94,7 +94,7 @@ def test_a_flat_positive_map_is_not_blank() -> None:
 def test_clip_stretches_between_percentiles_and_leaves_the_delivered_values() -> None:
     maps = np.arange(101, dtype=np.float32).reshape(1, 101)
 
-    (heat,) = render_maps([[maps]], polarity="positive", scale="max", input_size=(1, 101), clip=(20, 60))
+    (heat,) = scale_maps([[maps]], polarity="positive", scale="max", input_size=(1, 101), clip=(20, 60))
 
     np.testing.assert_allclose(heat.values[0], np.arange(101) / 100, atol=1e-6)
     np.testing.assert_allclose(heat.shades[0, [0, 20, 40, 60, 100]], [0, 0, 0.5, 1, 1], atol=1e-6)
@@ -103,7 +103,7 @@ def test_clip_stretches_between_percentiles_and_leaves_the_delivered_values() ->
 def test_clip_of_signed_maps_goes_by_magnitude() -> None:
     maps = np.linspace(-1, 1, 201, dtype=np.float32).reshape(1, 201)
 
-    (heat,) = render_maps([[maps]], polarity="both", scale="max", input_size=(1, 201), clip=(50, 100))
+    (heat,) = scale_maps([[maps]], polarity="both", scale="max", input_size=(1, 201), clip=(50, 100))
 
     np.testing.assert_allclose(heat.shades[0, [0, 60, 100, 140, 200]], [-1, 0, 0, 0, 1], atol=0.01)
     assert heat.shades[0, 175] == pytest.approx(0.5, abs=0.01)
@@ -112,7 +112,7 @@ def test_clip_of_signed_maps_goes_by_magnitude() -> None:
 def test_clip_does_not_undo_sharing() -> None:
     strong, weak = np.full((2, 2), 8, np.float32), np.full((2, 2), 2, np.float32)
 
-    maps = render_maps([[strong], [weak]], polarity="positive", scale="shared", input_size=(2, 2), clip=(0, 99))
+    maps = scale_maps([[strong], [weak]], polarity="positive", scale="shared", input_size=(2, 2), clip=(0, 99))
 
     assert maps[1].shades.max() < maps[0].shades.max()
 
@@ -121,7 +121,7 @@ def test_clip_within_flat_ground_shows_what_rises_above_it() -> None:
     maps = np.zeros((10, 10), np.float32)
     maps[4, 4] = 3
 
-    (heat,) = render_maps([[maps]], polarity="positive", scale="max", input_size=(10, 10), clip=(0, 90))
+    (heat,) = scale_maps([[maps]], polarity="positive", scale="max", input_size=(10, 10), clip=(0, 90))
 
     assert heat.shades[4, 4] == 1
     assert heat.shades.sum() == 1
@@ -135,7 +135,7 @@ def test_clip_within_flat_ground_shows_what_rises_above_it() -> None:
     clip=st.sampled_from([(0.0, 100.0), (10.0, 90.0), (0.0, 1.0), (99.0, 100.0)]),
 )
 def test_shades_are_always_finite_and_in_range(maps: Map, polarity: Polarity, scale: Scale, clip: tuple[float, float]) -> None:
-    for heat in render_maps([list(layers) for layers in maps], polarity=polarity, scale=scale, input_size=(9, 12), clip=clip):
+    for heat in scale_maps([list(layers) for layers in maps], polarity=polarity, scale=scale, input_size=(9, 12), clip=clip):
         low = -1 if heat.signed else 0
         assert heat.shades.shape == heat.values.shape == (9, 12)
         assert heat.shades.dtype == heat.values.dtype == np.float32

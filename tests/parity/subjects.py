@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from service.engine.methods import METHODS
 from service.engine.network import Network
-from service.engine.sources import LoadedNetwork, Preprocessing
+from service.engine.sources import LoadedNetwork
+from service.vocabulary import Preprocessing
 from service.engine.types import EngineRequest, EngineResult, MethodParameters
-from service.imaging.heatmap import Polarity, render_maps
+from service.imaging.heatmap import Polarity, scale_maps
 from tests.engine.methods.probing import normalised, random_image
 from tests.networks import VIT_SIDE, known
 from tests.parity.oracle import Maps, channels_last, tokens
@@ -80,7 +81,7 @@ class ImageInput:
         """The maps a client gets of one class each: ``[n, h, w]``, 0..1."""
         maps = []
         for outcome in outcomes:
-            (heat,) = render_maps(outcome.maps, polarity=polarity, scale="minmax", input_size=self.size)
+            (heat,) = scale_maps(outcome.maps, polarity=polarity, scale="minmax", input_size=self.size)
             maps.append(heat.values)
         return np.stack(maps)
 

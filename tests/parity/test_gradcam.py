@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from service.engine.network import Network
 from service.engine.types import EngineRequest, EngineResult
-from service.imaging.heatmap import render_maps
+from service.imaging.heatmap import scale_maps
 from tests.networks import known, network
 from tests.parity.oracle import library
 
@@ -65,7 +65,7 @@ def rendered(name: str, layers: tuple[str, ...]) -> NDArray[np.float32]:
     maps = []
     for outcome in ours(name).run(works):
         assert isinstance(outcome, EngineResult)
-        (heatmap,) = render_maps(outcome.maps, polarity="positive", scale="minmax", input_size=(SIZE, SIZE))
+        (heatmap,) = scale_maps(outcome.maps, polarity="positive", scale="minmax", input_size=(SIZE, SIZE))
         maps.append(heatmap.values)
     return np.stack(maps)
 

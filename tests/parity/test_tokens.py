@@ -15,9 +15,10 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from service.engine.network import Network
-from service.engine.sources import LoadedNetwork, Preprocessing
+from service.engine.sources import LoadedNetwork
+from service.vocabulary import Preprocessing
 from service.engine.types import EngineRequest, EngineResult
-from service.imaging.heatmap import render_maps
+from service.imaging.heatmap import scale_maps
 from tests.networks import seeded
 from tests.parity.oracle import channels_last, library, tokens
 
@@ -75,7 +76,7 @@ def test_equals_pytorch_grad_cam_with_a_reshape(name: str) -> None:
     found = []
     for outcome in ours.run([EngineRequest(pixels=image, classes=(c,)) for image, c in zip(images, CLASSES, strict=True)]):
         assert isinstance(outcome, EngineResult)
-        (heatmap,) = render_maps(outcome.maps, polarity="positive", scale="minmax", input_size=size)
+        (heatmap,) = scale_maps(outcome.maps, polarity="positive", scale="minmax", input_size=size)
         found.append(heatmap.values)
     batch = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127.5) / 127.5
     expected = library(GradCAM, module, [layer], batch, reshape, targets=[ClassifierOutputTarget(c) for c in CLASSES])

@@ -14,13 +14,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import ConfigurationError
+from service.vocabulary import Activation, Channels, EngineOption, Fit, Interpolation, LayoutKind, PrecisionOption
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
-
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Fit = Literal["crop", "squash", "pad", "native"]
-Activation = Literal["softmax", "sigmoid"]
-Channels = tuple[float, float, float] | tuple[float]
 
 
 def _one_or_many(value: object) -> object:
@@ -111,7 +107,7 @@ class Labels(_Table):
         return self
 
 
-class Preprocess(_Table):
+class PreprocessingOverrides(_Table):
     """How an image becomes the network's input; what is left out comes from the source's own metadata.
 
     `resize`: short side in pixels before the centre crop. `crop`: side of the network's square input, or [height, width].
@@ -142,7 +138,7 @@ class Explain(_Table):
     """
 
     layer: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field((), min_length=1)
-    layout: Literal["nchw", "nhwc", "tokens"] | None = None
+    layout: LayoutKind | None = None
     prefix_tokens: int | None = Field(None, ge=0, le=64)
 
     @model_validator(mode="after")
@@ -158,8 +154,8 @@ class Runtime(_Table):
     """What overrides the service's settings for this model."""
 
     max_batch_size: int | None = Field(None, ge=1, le=256)
-    engine: Literal["auto", "torch", "openvino"] | None = None
-    precision: Literal["auto", "fp32", "bf16"] | None = None
+    engine: EngineOption | None = None
+    precision: PrecisionOption | None = None
 
 
 class Card(_Table):
@@ -172,7 +168,7 @@ class Card(_Table):
     weights: Weights
     labels: Labels
     explain: Explain = Explain()
-    preprocess: Preprocess = Preprocess()
+    preprocess: PreprocessingOverrides = PreprocessingOverrides()
     runtime: Runtime = Runtime()
     folder: Path
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from service.engine.evaluation.road import impute
-from service.engine.methods.probe import Probe
+from service.engine.graph.runner import ChunkedRunner
 from service.engine.types import Evaluation, EvaluationRequest, Faithfulness
 
 STEPS: Final = 20  # of the deletion and insertion curves
@@ -27,13 +27,13 @@ PASSES_PER_MAP: Final = 2 * (STEPS + 1) + 2 * len(ROAD_PERCENT) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stages(Sequence[Tensor]):
-    """An image as it turns into another, pixel by pixel; each stage is made only when it is looked at.
+class PixelReplacement(Sequence[Tensor]):
+    """An image whose pixels are replaced by those of another, more of them at each step; a step is made when it is indexed.
 
     Attributes:
         before, after: float ``[C, H, W]``.
-        order: int64 ``[H, W]``, the place of each pixel in line.
-        counts: of pixels that have turned, for each stage.
+        order: int64 ``[H, W]``, the rank of each pixel.
+        counts: of pixels replaced, for each step.
     """
 
     before: Tensor
@@ -50,73 +50,76 @@ class Stages(Sequence[Tensor]):
     def __getitem__(self, index: slice) -> list[Tensor]: ...
     def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
         if isinstance(index, slice):
-            return list(self._stages(self.counts[index]))
-        return self._stages((self.counts[index],))[0]
+            return list(self._steps(self.counts[index]))
+        return self._steps((self.counts[index],))[0]
 
-    def _stages(self, counts: tuple[int, ...]) -> Tensor:
-        turned = self.order < torch.tensor(counts, device=self.order.device).view(-1, 1, 1, 1)
-        return torch.where(turned, self.after, self.before)
+    def _steps(self, counts: tuple[int, ...]) -> Tensor:
+        replaced = self.order < torch.tensor(counts, device=self.order.device).view(-1, 1, 1, 1)
+        return torch.where(replaced, self.after, self.before)
 
 
-def evaluate(probe: Probe, asked: EvaluationRequest) -> tuple[Evaluation, ...]:
+def evaluate(runner: ChunkedRunner, images: Tensor, request: EvaluationRequest) -> tuple[Evaluation, ...]:
     """Measures one map for each class of an image.
 
     Args:
-        probe: asks the whole network about the image; its class is not looked at.
-        asked: classes and maps; of a map only its order counts, but for the average drop, which multiplies with its positive
-            part over its peak.
+        runner: of the whole network.
+        images: the image, float ``[1, C, H, W]``, normalised.
+        request: classes and maps; of a map only its order counts, but for the average drop, which multiplies with its
+            positive part over its peak.
 
     Returns:
         One evaluation for each class, in order.
 
     Raises:
-        DeadlineExceeded: nobody waits any more.
+        DeadlineExceeded: raised by the runner's checkpoint.
     """
-    height, width = probe.image.shape[2:]
-    device = probe.image.device
+    height, width = images.shape[2:]
+    device = images.device
 
-    def ask(images: Sequence[Tensor]) -> Tensor:
-        """Probabilities, float64 ``[n, classes]``, on the CPU."""
-        logits = probe.forward(images).double().cpu()
-        return logits.softmax(dim=1) if asked.activation == "softmax" else logits.sigmoid()
+    def probabilities(batch: Sequence[Tensor]) -> Tensor:
+        """Float64 ``[n, classes]``, on the CPU."""
+        logits = runner.forward(batch).double().cpu()
+        return logits.softmax(dim=1) if request.activation == "softmax" else logits.sigmoid()
 
-    image = probe.image[0]
-    whole = ask([image])[0]
+    image = images[0]
+    whole = probabilities([image])[0]
     # Neither baseline looks at a class, so that one run of passes serves all of them.
-    random = _Run(ask, image, random_map((height, width), asked.grid).to(device), whole)
-    center = _Run(ask, image, center_map((height, width)).to(device), whole)
+    random = _MapPasses(probabilities, image, random_map((height, width), request.grid).to(device), whole)
+    center = _MapPasses(probabilities, image, center_map((height, width)).to(device), whole)
     return tuple(
         Evaluation(
             steps=STEPS,
             road_percent=ROAD_PERCENT,
             probability=float(whole[class_id]),
-            map=_Run(ask, image, torch.from_numpy(heat).to(device), whole).of(class_id),
+            map=_MapPasses(probabilities, image, torch.from_numpy(heat).to(device), whole).of(class_id),
             random=random.of(class_id),
             center=center.of(class_id),
         )
-        for class_id, heat in zip(asked.classes, asked.maps, strict=True)
+        for class_id, heat in zip(request.classes, request.maps, strict=True)
     )
 
 
-class _Run:
+class _MapPasses:
     """All passes for one map; `of` reads them for a class."""
 
-    def __init__(self, ask: Callable[[Sequence[Tensor]], Tensor], image: Tensor, heat: Tensor, whole: Tensor) -> None:
-        line = order(heat)
-        pixels = line.numel()
+    def __init__(self, probabilities: Callable[[Sequence[Tensor]], Tensor], image: Tensor, heat: Tensor, whole: Tensor) -> None:
+        ranks = order(heat)
+        pixels = ranks.numel()
         counts = tuple(round(pixels * step / STEPS) for step in range(STEPS + 1))
         self._whole = whole
         # Zero is the mean of each channel after normalisation.
-        self._deletion = ask(Stages(before=image, after=torch.zeros_like(image), order=line, counts=counts))
-        self._insertion = ask(Stages(before=blurred(image), after=image, order=line, counts=counts))
+        self._deletion = probabilities(
+            PixelReplacement(before=image, after=torch.zeros_like(image), order=ranks, counts=counts)
+        )
+        self._insertion = probabilities(PixelReplacement(before=blurred(image), after=image, order=ranks, counts=counts))
         removed = tuple(pixels * percent // 100 for percent in ROAD_PERCENT)
-        most = torch.stack([line < count for count in removed])
-        least = torch.stack([line >= pixels - count for count in removed])
-        road = ask(list(impute(image, torch.cat([most, least]))))
+        most = torch.stack([ranks < count for count in removed])
+        least = torch.stack([ranks >= pixels - count for count in removed])
+        road = probabilities(list(impute(image, torch.cat([most, least]))))
         self._most, self._least = road[: len(removed)], road[len(removed) :]
         shade = heat.clamp(min=0)
         peak = shade.max()
-        self._shown = ask([image * (shade / peak if peak > 0 else shade)])[0]
+        self._shown = probabilities([image * (shade / peak if peak > 0 else shade)])[0]
 
     def of(self, class_id: int) -> Faithfulness:
         deletion, insertion = self._deletion[:, class_id], self._insertion[:, class_id]

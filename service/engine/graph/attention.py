@@ -69,19 +69,6 @@ class AttentionGraph:
         return matrix[list(self.read)].mean(0) if self.read else matrix.mean(0)
 
 
-def attention_of(network: NetworkGraph) -> AttentionGraph:
-    """The network with its attention matrices; made once and kept with the graph.
-
-    Raises:
-        MethodNotApplicable: it has no attention over all its tokens, or writes it out in a way that is not understood.
-    """
-    kept: dict[str, Any] = network.module.meta
-    if "attention" not in kept:
-        kept["attention"] = _made(network)
-    made: AttentionGraph = kept["attention"]
-    return made
-
-
 def matrix(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     """Attention ``[N, heads, T, S]`` of queries ``[N, heads, T, d]`` to keys ``[N, heads, S, d]``."""
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
@@ -90,7 +77,12 @@ def matrix(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None)
     return scores.softmax(-1)
 
 
-def _made(network: NetworkGraph) -> AttentionGraph:
+def attention_graph(network: NetworkGraph) -> AttentionGraph:
+    """The network with its attention matrices.
+
+    Raises:
+        MethodNotApplicable: it has no attention over all its tokens, or writes it out in a way that is not understood.
+    """
     attention = [node for node in network.module.graph.nodes if is_attention(node)]
     found = {node: tokens for node in attention if (tokens := _over_tokens(network, node)) is not None}
     if not attention:

@@ -6,10 +6,9 @@ layer's activations any more (DenseNet's does), and autograd may ask for a gradi
 
 from __future__ import annotations
 
-import functools
 import operator
-from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,12 +31,14 @@ class NetworkGraph:
         image: the placeholder.
         logits: the node that is returned.
         batch: the symbol of N in the shapes that nodes carry in ``meta["val"]``, a ``torch.SymInt``.
+        dimensions: what the dimensions of each node's tensor mean, where that is known.
     """
 
     module: fx.GraphModule
     image: fx.Node
     logits: fx.Node
     batch: Any
+    dimensions: Mapping[fx.Node, Dimensions]
 
     def layer_nodes(self) -> dict[str, fx.Node]:
         """Module path -> the last node that the module computed, for every module that computed one."""
@@ -48,11 +49,6 @@ class NetworkGraph:
                     last[path] = node
         last.pop("", None)
         return last
-
-    @functools.cached_property
-    def dimensions(self) -> dict[fx.Node, Dimensions]:
-        """What the dimensions of each node mean."""
-        return DimensionTracker(self.image, self.per_image).follow(self.module.graph.nodes)
 
     def grid_of(self, node: fx.Node) -> tuple[Layout, int, tuple[int, int]] | None:
         """Layout, channels and (rows, columns) of a node that is a floating-point grid of more than one cell, else None."""
@@ -78,24 +74,6 @@ class NetworkGraph:
         assert found is not None
         return found[0]
 
-    def state(self, layers: Iterable[str], stated: LayoutOverride) -> None:
-        """Takes a layout at its word, for layers whose own the graph does not tell, or tells otherwise.
-
-        Raises:
-            ConfigurationError: a layer does not exist, or its sizes cannot be so.
-        """
-        nodes = self.layer_nodes()
-        image = tuple(map(int, self.image.meta["val"].shape[2:]))
-        for layer in layers:
-            sizes = (shape(nodes[layer]) or ()) if layer in nodes else ()
-            dimensions = stated.dimensions((0, *map(int, sizes[1:])), (image[0], image[1]))
-            if dimensions is None:
-                raise ConfigurationError(
-                    f"explain.layout: {layer} cannot be {stated.kind} with {stated.prefix} prefix tokens: its sizes are "
-                    f"{('N', *map(int, sizes[1:])) if sizes else 'unknown'}"
-                )
-            self.dimensions[nodes[layer]] = dimensions
-
     def default_layer(self) -> str | None:
         """The layer to explain at when nobody names one, None where there is no grid.
 
@@ -120,25 +98,24 @@ class NetworkGraph:
         return names[max(names)]
 
     def per_image(self, size: Any) -> int:
-        """How many entries of a dimension belong to one image; 0 where the dimension does not count images.
-
-        Compares expressions, not numbers: a size that happens to equal the example batch's is not mistaken for it.
-        """
-        expression = size.node.expr if isinstance(size, torch.SymInt) else None
-        ratio = expression / self.batch.node.expr if expression is not None else None
-        return int(ratio) if ratio is not None and ratio.is_Integer else 0
+        """How many entries of a dimension belong to one image; 0 where the dimension does not count images."""
+        return _per_image(size, self.batch)
 
 
-def export(name: str, module: nn.Module, input_shape: tuple[int, int, int]) -> NetworkGraph:
+def export(
+    name: str, module: nn.Module, input_shape: tuple[int, int, int], overrides: Mapping[str, LayoutOverride] | None = None
+) -> NetworkGraph:
     """Exports an eval-mode network for any batch of one image size.
 
     Args:
         name: the model's, for the message.
         module: takes float32 ``[N, C, height, width]``, gives logits ``[N, classes]``.
         input_shape: (C, height, width).
+        overrides: module path -> the layout that a card gives its output, in place of what the graph tells.
 
     Raises:
-        ConfigurationError: the network cannot be exported, or does not map one batch of images to one batch of logits.
+        ConfigurationError: the network cannot be exported, does not map one batch of images to one batch of logits, or an
+            override does not fit.
     """
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     example = torch.zeros(2, *input_shape, device=device)
@@ -161,10 +138,10 @@ def export(name: str, module: nn.Module, input_shape: tuple[int, int, int]) -> N
             "must be free of data-dependent Python control flow"
         ) from error
     assert isinstance(exported, fx.GraphModule)
-    return _checked(name, exported)
+    return _network_graph(name, exported, overrides or {})
 
 
-def _checked(name: str, exported: fx.GraphModule) -> NetworkGraph:
+def _network_graph(name: str, exported: fx.GraphModule, overrides: Mapping[str, LayoutOverride]) -> NetworkGraph:
     nodes = list(exported.graph.nodes)
     images = [node for node in nodes if node.op == "placeholder"]
     results = nodes[-1].args[0]
@@ -176,7 +153,34 @@ def _checked(name: str, exported: fx.GraphModule) -> NetworkGraph:
     batch = images[0].meta["val"].shape[0]
     if not isinstance(batch, torch.SymInt):
         raise ConfigurationError(f"card {name}: the network fixes its batch size to {batch}; it must take any batch")
-    return NetworkGraph(module=exported, image=images[0], logits=results, batch=batch)
+    dimensions = DimensionTracker(images[0], lambda size: _per_image(size, batch)).follow(nodes)
+    graph = NetworkGraph(module=exported, image=images[0], logits=results, batch=batch, dimensions=dimensions)
+    if not overrides:
+        return graph
+    return replace(graph, dimensions={**dimensions, **_overridden(name, graph, overrides)})
+
+
+def _overridden(name: str, graph: NetworkGraph, overrides: Mapping[str, LayoutOverride]) -> dict[fx.Node, Dimensions]:
+    nodes = graph.layer_nodes()
+    height, width = map(int, graph.image.meta["val"].shape[2:])
+    found: dict[fx.Node, Dimensions] = {}
+    for layer, override in overrides.items():
+        sizes = (shape(nodes[layer]) or ()) if layer in nodes else ()
+        dimensions = override.dimensions((0, *map(int, sizes[1:])), (height, width))
+        if dimensions is None:
+            raise ConfigurationError(
+                f"card {name}: explain.layout: {layer} cannot be {override.kind} with {override.prefix} prefix tokens: its "
+                f"sizes are {('N', *map(int, sizes[1:])) if sizes else 'unknown'}"
+            )
+        found[nodes[layer]] = dimensions
+    return found
+
+
+def _per_image(size: Any, batch: Any) -> int:
+    """Compares expressions, not numbers: a size that happens to equal the example batch's is not mistaken for it."""
+    expression = size.node.expr if isinstance(size, torch.SymInt) else None
+    ratio = expression / batch.node.expr if expression is not None else None
+    return int(ratio) if ratio is not None and ratio.is_Integer else 0
 
 
 def depends_on(start: set[fx.Node]) -> set[fx.Node]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from service.engine.graph.dimensions import Dimensions, Tokens
-
-Kind = Literal["nchw", "nhwc", "tokens"]
+from service.vocabulary import LayoutKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +22,7 @@ class Layout:
         prefix: tokens before the grid's (class, distillation, registers).
     """
 
-    kind: Kind = "nchw"
+    kind: LayoutKind = "nchw"
     grid: tuple[int, int] = (0, 0)
     prefix: int = 0
 
@@ -52,14 +50,14 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class LayoutOverride:
-    """What a card says of the layout of its layers, where the graph does not tell.
+    """The layout that a card gives a layer, where the graph does not tell it.
 
     Attributes:
         kind: as of `Layout`.
         prefix: tokens before the grid's.
     """
 
-    kind: Kind
+    kind: LayoutKind
     prefix: int = 0
 
     def dimensions(self, sizes: tuple[int, ...], image: tuple[int, int]) -> Dimensions | None:

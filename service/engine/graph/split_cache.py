@@ -1,34 +1,34 @@
-"""One network, exported for the image sizes it meets and cut at the layers it is asked about. Thread-safe.
+"""One network, exported for the image sizes that it meets and split at the layers that it is asked about. Thread-safe.
 
-Exporting takes seconds and cutting milliseconds; both are kept, a bounded number of them. All of it runs in torch, in float32.
+Exporting takes seconds, splitting milliseconds; of both a bounded number is kept. All of it runs in torch, in float32.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
 
+from cachetools import LRUCache
 from torch import nn
 
+from service.engine.graph.attention import AttentionGraph, attention_graph
 from service.engine.graph.export import NetworkGraph, export
 from service.engine.graph.layout import LayoutOverride
 from service.engine.graph.split import Split, split
-from service.errors import ConfigurationError
 
-K = TypeVar("K", bound=Hashable)
-T = TypeVar("T")
+KEPT_GRAPHS: Final = 4  # input sizes, beside the card's, that stay exported (`fit=native`)
+KEPT_SPLITS: Final = 16  # sets of layers that stay split
 
-KEPT_GRAPHS = 4  # input sizes, beside the card's, that stay exported (`fit=native`)
-KEPT_SPLITS = 16  # sets of layers that stay cut
+ImageSize = tuple[int, int]  # height, width
 
 
 class SplitCache:
-    """The graphs and cuts of one network.
+    """The graphs and splits of one network.
 
     Attributes:
-        graph: at the card's own image size.
+        graph: for images of the card's own size.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class SplitCache:
         name: str,
         module: nn.Module,
         channels: int,
-        size: tuple[int, int],
-        stated: tuple[Sequence[str], LayoutOverride] | None,
+        size: ImageSize,
+        overrides: Mapping[str, LayoutOverride] | None = None,
     ) -> None:
         """Exports the network.
 
@@ -45,54 +45,79 @@ class SplitCache:
             name: the model's, for messages.
             module: the network.
             channels: of its images.
-            size: (height, width) of the card's.
-            stated: layers, and the layout that the card says they have.
+            size: of the card's images.
+            overrides: module path -> the layout that the card gives it.
 
         Raises:
-            ConfigurationError: it cannot be exported, or a layer does not have the layout stated.
+            ConfigurationError: it cannot be exported, or a layer cannot have the layout that the card gives it.
         """
         self._name = name
         self._module = module
         self._channels = channels
         self._size = size
-        self._stated = stated
-        self._lock = threading.Lock()
-        self._splits: OrderedDict[tuple[tuple[int, int], tuple[str, ...]], Split] = OrderedDict()
-        self._graphs: OrderedDict[tuple[int, int], NetworkGraph] = OrderedDict()
-        self.graph = self._exported(size)
+        self._overrides = dict(overrides or {})
+        self._lock = threading.RLock()
+        self._splits: LRUCache[tuple[ImageSize, tuple[str, ...]], Split] = LRUCache(KEPT_SPLITS)
+        self._graphs: LRUCache[ImageSize, NetworkGraph] = LRUCache(KEPT_GRAPHS)
+        self._attention: LRUCache[ImageSize, AttentionGraph] = LRUCache(KEPT_GRAPHS + 1)
+        self.graph = self._export(size)
 
-    def at(self, size: tuple[int, int]) -> NetworkGraph:
-        """The network for this image size; for the card's own size without waiting while another one is exported."""
+    def at(self, size: ImageSize) -> SizedNetwork:
+        """The network for images of this size; nothing is exported yet."""
+        return SizedNetwork(self, size)
+
+    def graph_at(self, size: ImageSize) -> NetworkGraph:
+        """The graph for images of this size; of the card's own size without waiting while another one is exported."""
         if size == self._size:
             return self.graph
         with self._lock:
-            return self._graph_for(size)
+            if size not in self._graphs:
+                self._graphs[size] = self._export(size)
+            return self._graphs[size]
 
-    def split(self, size: tuple[int, int], layers: tuple[str, ...]) -> Split:
-        """The network cut at these layers for this image size."""
+    def split_at(self, size: ImageSize, layers: tuple[str, ...]) -> Split:
+        """The network split at these layers, for images of this size."""
         with self._lock:
-            return _kept(self._splits, KEPT_SPLITS, (size, layers), lambda: split(self._graph_for(size), layers))
+            if (size, layers) not in self._splits:
+                self._splits[size, layers] = split(self.graph_at(size), layers)
+            return self._splits[size, layers]
 
-    def _graph_for(self, size: tuple[int, int]) -> NetworkGraph:
-        if size == self._size:
-            return self.graph
-        return _kept(self._graphs, KEPT_GRAPHS, size, lambda: self._exported(size))
+    def attention_at(self, size: ImageSize) -> AttentionGraph:
+        """The network with its attention matrices, for images of this size.
 
-    def _exported(self, size: tuple[int, int]) -> NetworkGraph:
-        graph = export(self._name, self._module, (self._channels, *size))
-        if self._stated is not None:
-            try:
-                graph.state(*self._stated)
-            except ConfigurationError as error:
-                raise ConfigurationError(f"card {self._name}: {error}") from error
-        return graph
+        Raises:
+            MethodNotApplicable: it has none that can be read.
+        """
+        with self._lock:
+            if size not in self._attention:
+                self._attention[size] = attention_graph(self.graph_at(size))
+            return self._attention[size]
+
+    def _export(self, size: ImageSize) -> NetworkGraph:
+        return export(self._name, self._module, (self._channels, *size), self._overrides)
 
 
-def _kept(cache: OrderedDict[K, T], limit: int, key: K, make: Callable[[], T]) -> T:
-    """`cache[key]`, made when it is not there; the least recently used goes when there are more than `limit`."""
-    if key not in cache:
-        cache[key] = make()
-        if len(cache) > limit:
-            cache.popitem(last=False)
-    cache.move_to_end(key)
-    return cache[key]
+@dataclass(frozen=True, slots=True)
+class SizedNetwork:
+    """One network for images of one size (height, width): what methods look at."""
+
+    cache: SplitCache
+    size: ImageSize
+
+    @property
+    def graph(self) -> NetworkGraph:
+        """The whole network."""
+        return self.cache.graph_at(self.size)
+
+    @property
+    def attention(self) -> AttentionGraph:
+        """The whole network with its attention matrices.
+
+        Raises:
+            MethodNotApplicable: it has none that can be read.
+        """
+        return self.cache.attention_at(self.size)
+
+    def split(self, layers: tuple[str, ...]) -> Split:
+        """The network split at these layers."""
+        return self.cache.split_at(self.size, layers)

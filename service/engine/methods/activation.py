@@ -10,8 +10,7 @@ from torch import Tensor
 
 from service.engine.methods.components import first_component, first_kernel_component
 from service.engine.methods.gradient import passes, weigh
-from service.engine.methods.method import Method
-from service.engine.methods.probe import Probe
+from service.engine.methods.method import BatchedMethod, Query, QueryMethod
 from service.engine.types import MethodParameters
 from service.errors import MethodNotApplicable
 
@@ -30,7 +29,7 @@ def eigencam(activations: Tensor, _: Tensor, __: MethodParameters) -> Tensor:
     return first_component(activations)
 
 
-def kpca_cam(p: Probe) -> tuple[Tensor, ...]:
+def kpca_cam(query: Query) -> tuple[Tensor, ...]:
     r"""KPCA-CAM: first principal component of the activations in the feature space of a sigmoid kernel.
 
     .. math:: L = \sqrt{\lambda_1} u_1, \qquad \text{centred } \tanh(X X^T / K + 1) = U \Lambda U^T
@@ -41,8 +40,8 @@ def kpca_cam(p: Probe) -> tuple[Tensor, ...]:
         MethodNotApplicable: the layer has too many cells to compare each with each.
     """
     maps = []
-    for cut in p.cuts:
-        activations = cut.activations
+    for layer in query.layers:
+        activations = layer.activations
         if activations.shape[2] * activations.shape[3] > MOST_CELLS:
             raise MethodNotApplicable(
                 f"method: kpca_cam compares every cell of a layer with every other, and takes layers of at most {MOST_CELLS} "
@@ -78,7 +77,7 @@ def random_cam(activations: Tensor, _: Tensor, parameters: MethodParameters) -> 
 
 
 METHODS = (
-    Method(
+    BatchedMethod(
         name="eigencam",
         family="activations of a layer",
         cost="head",
@@ -86,18 +85,18 @@ METHODS = (
         summary="First principal component of a layer's activations; the same for every class.",
         defaults=MethodParameters(aug_smooth=False),
         cam=eigencam,
-        gradient=False,
+        uses_gradients=False,
         passes=passes,
     ),
-    Method(
+    QueryMethod(
         name="kpca_cam",
         family="activations of a layer",
         cost="head",
         paper="https://arxiv.org/abs/2410.00267",
         summary="First kernel principal component of a layer's activations; the same for every class.",
-        explore=kpca_cam,
+        explain=kpca_cam,
     ),
-    Method(
+    BatchedMethod(
         name="fem",
         family="activations of a layer",
         cost="head",
@@ -105,10 +104,10 @@ METHODS = (
         summary="Channels weighted by how much of the grid they stand out in; the same for every class.",
         defaults=MethodParameters(aug_smooth=False),
         cam=fem,
-        gradient=False,
+        uses_gradients=False,
         passes=passes,
     ),
-    Method(
+    BatchedMethod(
         name="random_cam",
         family="activations of a layer",
         cost="head",
@@ -116,7 +115,7 @@ METHODS = (
         summary="Channels weighted at random: a baseline, the same for every class.",
         defaults=MethodParameters(eigen_smooth=False, aug_smooth=False, seed=0),
         cam=random_cam,
-        gradient=False,
+        uses_gradients=False,
         passes=passes,
     ),
 )

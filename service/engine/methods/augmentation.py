@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from dataclasses import fields
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from service.engine.methods.probe import LayerSplit, Probe
-from service.engine.types import MethodParameters
+from service.engine.methods.method import BatchedMethod, Cam, LayerSplit, Method, Query, QueryMethod, Target
 
 FACTORS: Final = (0.9, 1.0, 1.1)
 VIEWS: Final = 2 * len(FACTORS)
 
 
-def augmented(p: Probe, cam: Callable[[Tensor, Tensor, MethodParameters], Tensor]) -> tuple[Tensor, ...]:
+@functools.cache
+def augmented(method: BatchedMethod) -> QueryMethod:
+    """The method averaged over augmented views, which it must be asked about by itself."""
+    shared = {field.name: getattr(method, field.name) for field in fields(Method)}
+    return QueryMethod(**shared, explain=functools.partial(average_over_views, method.cam))
+
+
+def average_over_views(cam: Cam, query: Query) -> tuple[Tensor, ...]:
     r"""Mean of a method's signed maps over the image and its mirror image, each times 0.9, 1 and 1.1.
 
     .. math:: L = \frac{1}{6} \sum_v T_v^{-1} L(T_v x), \qquad L(x) \text{ with } A, G \text{ of } x
@@ -25,26 +32,26 @@ def augmented(p: Probe, cam: Callable[[Tensor, Tensor, MethodParameters], Tensor
     classes keep their meaning, and a view in which little speaks for the class counts for little.
 
     Args:
-        p: the class, and the network cut at each layer.
         cam: activations and gradients ``[6, K, h, w]`` to maps ``[6, h, w]``.
+        query: the image, the target, and the network split at each layer.
 
     Returns:
         A signed map ``[h, w]`` for each layer.
     """
-    views = torch.cat([view * factor for view in (p.image, p.image.flip(-1)) for factor in FACTORS])
+    views = torch.cat([view * factor for view in (query.image, query.image.flip(-1)) for factor in FACTORS])
     maps = []
-    for number, cut in enumerate(p.cuts):
-        p.pause(number, len(p.cuts))
-        plain, mirrored = cam(*_look(p, cut, views), p.parameters).chunk(2)
+    for number, layer in enumerate(query.layers):
+        query.runner.checkpoint(number, len(query.layers))
+        plain, mirrored = cam(*_activations_and_gradients(layer, views, query.target), query.parameters).chunk(2)
         maps.append(torch.cat([plain, mirrored.flip(-1)]).mean(0))
     return tuple(maps)
 
 
-def _look(p: Probe, cut: LayerSplit, views: Tensor) -> tuple[Tensor, Tensor]:
-    """Activations and gradients ``[n, K, h, w]`` at a cut."""
+def _activations_and_gradients(layer: LayerSplit, views: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """Both ``[n, K, h, w]``."""
     with torch.no_grad():
-        crossing = cut.split.trunk(views)
+        crossing = layer.split.trunk(views)
     with torch.enable_grad():
-        logits, activations = cut.split.head(*cut.split.enter(crossing, None))
-    (gradients,) = torch.autograd.grad(p.score(logits).sum(), activations)
-    return cut.layout.to_nchw(activations.detach()), cut.layout.to_nchw(gradients)
+        logits, activations = layer.split.head(*layer.split.enter(crossing, None))
+    (gradients,) = torch.autograd.grad(target.score(logits).sum(), activations)
+    return layer.layout.to_nchw(activations.detach()), layer.layout.to_nchw(gradients)

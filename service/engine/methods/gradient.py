@@ -12,7 +12,7 @@ from torch import Tensor
 
 from service.engine.methods.augmentation import VIEWS
 from service.engine.methods.components import first_component, total
-from service.engine.methods.method import Cam, Method
+from service.engine.methods.method import BatchedMethod, Cam
 from service.engine.types import MethodParameters
 
 
@@ -112,17 +112,15 @@ def passes(parameters: MethodParameters) -> int:
     return VIEWS if parameters.aug_smooth else 1
 
 
-def _method(name: str, cam: Cam, paper: str, summary: str) -> Method:
-    smoothing = (
-        MethodParameters(aug_smooth=False) if cam is eigengradcam else MethodParameters(eigen_smooth=False, aug_smooth=False)
-    )
-    return Method(
+def _method(name: str, cam: Cam, paper: str, summary: str) -> BatchedMethod:
+    has_eigen_smooth = cam is not eigengradcam  # which is the first component already
+    return BatchedMethod(
         name=name,
         family="gradient at a layer",
         cost="head",
         paper=paper,
         summary=summary,
-        defaults=smoothing,
+        defaults=MethodParameters(eigen_smooth=False if has_eigen_smooth else None, aug_smooth=False),
         cam=cam,
         passes=passes,
     )

@@ -14,8 +14,7 @@ from torch import Tensor, fx, nn
 from service.engine.graph.export import NetworkGraph
 from service.engine.methods.gradient import gradcam
 from service.engine.methods.input_gradients import GRADIENT_COST
-from service.engine.methods.method import NO_PARAMETERS, Method
-from service.engine.methods.probe import LayerSplit, Probe
+from service.engine.methods.method import NO_PARAMETERS, LayerSplit, Query, QueryMethod
 from service.errors import MethodNotApplicable
 
 _aten = torch.ops.aten
@@ -32,7 +31,7 @@ RECTIFIERS = {
 }
 
 
-def guided_backprop(p: Probe) -> tuple[Tensor]:
+def guided_backprop(query: Query) -> tuple[Tensor]:
     r"""Guided backpropagation: the gradient, stripped of what is negative behind every rectifier, added over the channels.
 
     .. math:: L_{ij} = \sum_c R_{cij}, \qquad R^l = \max(0, f'(a^l) R^{l+1}) \text{ at every rectifier } f
@@ -47,10 +46,10 @@ def guided_backprop(p: Probe) -> tuple[Tensor]:
     Raises:
         MethodNotApplicable: the network has no rectifier.
     """
-    return (_guided(p).sum(0),)
+    return (_guided(query).sum(0),)
 
 
-def guided_gradcam(p: Probe) -> tuple[Tensor, ...]:
+def guided_gradcam(query: Query) -> tuple[Tensor, ...]:
     r"""Guided Grad-CAM: guided backpropagation where Grad-CAM is positive.
 
     .. math:: L = \Big(\sum_c R_c\Big) \cdot \mathrm{up}(\max(0, L^{\mathrm{gradcam}}))
@@ -62,20 +61,20 @@ def guided_gradcam(p: Probe) -> tuple[Tensor, ...]:
     Raises:
         MethodNotApplicable: the network has no rectifier.
     """
-    fine = _guided(p).sum(0)
-    return tuple(fine * _coarse(p, cut, fine.shape) for cut in p.cuts)
+    fine = _guided(query).sum(0)
+    return tuple(fine * _coarse(query, layer, fine.shape) for layer in query.layers)
 
 
-def _guided(p: Probe) -> Tensor:
+def _guided(query: Query) -> Tensor:
     """``[C, H, W]``."""
-    return replace(p, network=guide(p.network)).gradient(p.image)[0]
+    return query.runner.with_network(guide(query.network.graph)).gradient(query.image, query.target.score)[0]
 
 
-def _coarse(p: Probe, cut: LayerSplit, size: torch.Size) -> Tensor:
+def _coarse(query: Query, layer: LayerSplit, size: torch.Size) -> Tensor:
     """The positive part of Grad-CAM at a cut, at the input's size."""
-    leaf = cut.activations.requires_grad_()
+    leaf = layer.activations.requires_grad_()
     with torch.enable_grad():
-        score = p.score(cut.logits(leaf)).sum()
+        score = query.target.score(layer.logits(leaf)).sum()
     (gradients,) = torch.autograd.grad(score, leaf)
     grid = gradcam(leaf.detach(), gradients, NO_PARAMETERS).relu()
     return nn.functional.interpolate(grid[None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
@@ -130,7 +129,7 @@ def guide(network: NetworkGraph) -> NetworkGraph:
 
 
 METHODS = (
-    Method(
+    QueryMethod(
         name="guided_backprop",
         family="input gradient",
         cost="forward",
@@ -139,12 +138,12 @@ METHODS = (
             "Gradient of which every rectifier lets only the positive part pass. Known to fail the sanity check of Adebayo "
             "2018: it shows the image's edges, hardly what the network learned."
         ),
-        explore=guided_backprop,
+        explain=guided_backprop,
         layered=False,
-        fits=rectifiers,
+        fits=lambda network: rectifiers(network.graph),
         passes=lambda _: GRADIENT_COST,
     ),
-    Method(
+    QueryMethod(
         name="guided_gradcam",
         family="input gradient",
         cost="forward",
@@ -153,8 +152,8 @@ METHODS = (
             "Guided backpropagation where Grad-CAM is positive. Its detail is guided backpropagation's, which is known to fail "
             "the sanity check of Adebayo 2018."
         ),
-        explore=guided_gradcam,
-        fits=rectifiers,
+        explain=guided_gradcam,
+        fits=lambda network: rectifiers(network.graph),
         passes=lambda _: GRADIENT_COST + 1,
     ),
 )

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from service.engine.methods.method import Method
-from service.engine.methods.probe import WHOLE_ROWS, LayerSplit, Probe
+from service.engine.graph.runner import NETWORK_ROWS
+from service.engine.methods.method import LayerSplit, Query, QueryMethod
 from service.engine.types import MethodParameters
 from service.errors import ParameterInvalid
 
@@ -20,7 +20,7 @@ CELLS = 7  # of a RISE mask, on a side
 USUAL_SIDE = 224  # of an input, to weigh occlusion before the image is known
 
 
-def scorecam(p: Probe) -> tuple[Tensor, ...]:
+def scorecam(query: Query) -> tuple[Tensor, ...]:
     r"""Score-CAM: every channel weighted by the score of the image seen through it.
 
     .. math:: L = \sum_k \mathrm{softmax}_k\big(s(x \odot \mathrm{minmax}(\mathrm{up}(A_k)))\big) A_k
@@ -32,27 +32,27 @@ def scorecam(p: Probe) -> tuple[Tensor, ...]:
     Where the layer has more channels than `samples`, only those take part that vary most over the grid; the others count as
     absent. That is the faster Score-CAM of tf-keras-vis (`max_N`). With `samples` at least K it is pytorch-grad-cam's map.
     """
-    return tuple(_scorecam(p, cut) for cut in p.cuts)
+    return tuple(_scorecam(query, layer) for layer in query.layers)
 
 
-def _scorecam(p: Probe, cut: LayerSplit) -> Tensor:
-    channels = cut.activations[0]
-    samples = p.parameters.samples
+def _scorecam(query: Query, layer: LayerSplit) -> Tensor:
+    channels = layer.activations[0]
+    samples = query.parameters.samples
     assert samples is not None
     if samples < len(channels):
         channels = channels[channels.flatten(1).var(1).topk(samples).indices]
-    size = tuple(p.image.shape[2:])
+    size = tuple(query.image.shape[2:])
 
     def seen_through(some: Tensor) -> Tensor:
         masks = nn.functional.interpolate(some[None], size=size, mode="bilinear", align_corners=True)[0]
         low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
-        return p.score(p.whole(p.image * ((masks - low) / (high - low + 1e-8))[:, None]))
+        return query.target.score(query.runner.logits(query.image * ((masks - low) / (high - low + 1e-8))[:, None]))
 
-    weights = p.chunked(seen_through, channels, WHOLE_ROWS).softmax(0)
+    weights = query.runner.chunked(seen_through, channels, NETWORK_ROWS).softmax(0)
     return torch.einsum("k,khw->hw", weights, channels)
 
 
-def rise(p: Probe) -> tuple[Tensor]:
+def rise(query: Query) -> tuple[Tensor]:
     r"""RISE: random masks, each weighted by the score of what it leaves visible.
 
     .. math:: L_{ij} = \frac{1}{n p} \sum_k (s(x \odot M_k) - \bar s) M_{kij}
@@ -63,17 +63,17 @@ def rise(p: Probe) -> tuple[Tensor]:
     that remains is the same up to a constant in the limit, less noisy for few masks, and signed: above 0 is what raises the
     score. n is `samples`.
     """
-    samples = p.parameters.samples
+    samples = query.parameters.samples
     assert samples is not None
-    generator = p.generator
+    generator = query.generator
     shown = torch.rand(samples, 1, CELLS + 1, CELLS + 1, generator=generator) < SHOWN
-    height, width = p.image.shape[2:]
+    height, width = query.image.shape[2:]
     cell = (-(-height // CELLS), -(-width // CELLS))
     shifts = torch.stack([torch.randint(0, side, (samples,), generator=generator) for side in cell], 1)
 
     def masks(numbers: Tensor) -> Tensor:
         large = nn.functional.interpolate(
-            shown[numbers].to(p.image),
+            shown[numbers].to(query.image),
             size=((CELLS + 1) * cell[0], (CELLS + 1) * cell[1]),
             mode="bilinear",
             align_corners=False,
@@ -86,15 +86,17 @@ def rise(p: Probe) -> tuple[Tensor]:
         )
 
     numbers = torch.arange(samples)
-    scores = p.chunked(lambda some: p.score(p.whole(p.image * masks(some))), numbers, WHOLE_ROWS)
+    scores = query.runner.chunked(
+        lambda some: query.target.score(query.runner.logits(query.image * masks(some))), numbers, NETWORK_ROWS
+    )
     weights = (scores - scores.mean()) / (samples * SHOWN)
-    total = torch.zeros_like(p.image[0, 0])
-    for some in torch.split(numbers, WHOLE_ROWS):  # made again: all masks together may not fit into memory
+    total = torch.zeros_like(query.image[0, 0])
+    for some in torch.split(numbers, NETWORK_ROWS):  # made again: all masks together may not fit into memory
         total += torch.einsum("n,nhw->hw", weights[some.to(weights.device)], masks(some)[:, 0])
     return (total,)
 
 
-def occlusion(p: Probe) -> tuple[Tensor]:
+def occlusion(query: Query) -> tuple[Tensor]:
     r"""Occlusion: how much score is lost when a square is covered.
 
     .. math:: L_{ij} = \frac{1}{|W_{ij}|} \sum_{w \in W_{ij}} (s(x) - s(x \text{ with square } w \text{ covered}))
@@ -105,22 +107,22 @@ def occlusion(p: Probe) -> tuple[Tensor]:
     Raises:
         ParameterInvalid: the stride leaves pixels between the squares.
     """
-    window, stride = p.parameters.window, p.parameters.stride
+    window, stride = query.parameters.window, query.parameters.stride
     assert window is not None
     assert stride is not None
     if stride > window:
         raise ParameterInvalid("stride: must not be larger than window, or pixels between the squares are never covered.")
-    height, width = p.image.shape[2:]
+    height, width = query.image.shape[2:]
     squares = torch.tensor([(top, left) for top in _starts(height, window, stride) for left in _starts(width, window, stride)])
 
     def covered(some: Tensor) -> Tensor:
-        images = p.image.repeat(len(some), 1, 1, 1)
+        images = query.image.repeat(len(some), 1, 1, 1)
         for image, (top, left) in zip(images, some.tolist(), strict=True):
             image[:, top : top + window, left : left + window] = 0
-        return p.score(p.whole(images))
+        return query.target.score(query.runner.logits(images))
 
-    lost = (p.score(p.logits[None]) - p.chunked(covered, squares, WHOLE_ROWS)).tolist()
-    total, count = torch.zeros_like(p.image[0, 0]), torch.zeros_like(p.image[0, 0])
+    lost = (query.target.score(query.logits[None]) - query.runner.chunked(covered, squares, NETWORK_ROWS)).tolist()
+    total, count = torch.zeros_like(query.image[0, 0]), torch.zeros_like(query.image[0, 0])
     for loss, (top, left) in zip(lost, squares.tolist(), strict=True):
         total[top : top + window, left : left + window] += loss
         count[top : top + window, left : left + window] += 1
@@ -138,35 +140,38 @@ def _squares(parameters: MethodParameters) -> int:
 
 
 METHODS = (
-    Method(
+    QueryMethod(
         name="scorecam",
         family="perturbation",
         cost="many forwards",
+        lane="slow",
         paper="https://arxiv.org/abs/1910.01279",
         summary="Channels of a layer weighted by the logit of the image seen through each; `samples` bounds how many.",
         defaults=MethodParameters(samples=128),
-        explore=scorecam,
+        explain=scorecam,
         passes=lambda parameters: parameters.samples or 0,
     ),
-    Method(
+    QueryMethod(
         name="rise",
         family="perturbation",
         cost="many forwards",
+        lane="slow",
         paper="https://arxiv.org/abs/1806.07421",
         summary="Random masks weighted by the class's logit of what each leaves visible.",
         defaults=MethodParameters(samples=160, seed=0),
-        explore=rise,
+        explain=rise,
         layered=False,
         passes=lambda parameters: parameters.samples or 0,
     ),
-    Method(
+    QueryMethod(
         name="occlusion",
         family="perturbation",
         cost="many forwards",
+        lane="slow",
         paper="https://arxiv.org/abs/1311.2901",
         summary="How much of the class's logit is lost when a square of the image is covered with the mean colour.",
         defaults=MethodParameters(window=48, stride=24),
-        explore=occlusion,
+        explain=occlusion,
         layered=False,
         passes=_squares,
     ),

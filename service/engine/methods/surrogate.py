@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.engine.methods.method import Method
-from service.engine.methods.probe import WHOLE_ROWS, Probe
+from service.engine.graph.runner import NETWORK_ROWS
+from service.engine.methods.method import Query, QueryMethod
 from service.engine.methods.superpixels import superpixels
 from service.engine.types import MethodParameters
 
@@ -23,7 +23,7 @@ Coalitions = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
 
 
-def lime(p: Probe) -> tuple[Tensor]:
+def lime(query: Query) -> tuple[Tensor]:
     r"""LIME: ridge regression on coalitions z near the whole image, those nearer weighing more.
 
     .. math:: \min_{\beta_0, \beta} \sum_k \pi_k (s(x_{z_k}) - \beta_0 - \beta^T z_k)^2 + \lVert \beta \rVert^2, \qquad
@@ -34,16 +34,16 @@ def lime(p: Probe) -> tuple[Tensor]:
     differ: the score is a logit, not a probability, and what is covered takes the mean colour of the training images. z_k in
     {0, 1}^M, M about `segments`, `samples` coalitions.
     """
-    samples, labels, count = _prepare(p)
-    random = np.random.default_rng(p.parameters.seed)
+    samples, labels, count = _prepare(query)
+    random = np.random.default_rng(query.parameters.seed)
     shown = random.random((samples, count)) < 0.5
     shown[0] = True
-    scores = _scores(p, shown, labels)
+    scores = _scores(query, shown, labels)
     distance = 1 - np.sqrt(shown.mean(axis=1))
-    return (_spread(p, ridge(shown, scores, np.exp(-(distance**2) / (2 * KERNEL_WIDTH**2)), RIDGE), labels),)
+    return (_spread(query, ridge(shown, scores, np.exp(-(distance**2) / (2 * KERNEL_WIDTH**2)), RIDGE), labels),)
 
 
-def kernel_shap(p: Probe) -> tuple[Tensor]:
+def kernel_shap(query: Query) -> tuple[Tensor]:
     r"""KernelSHAP: Shapley values of superpixels, estimated by weighted least squares.
 
     .. math:: \min_\phi \sum_k (s(x_{z_k}) - s(x_0) - \phi^T z_k)^2 \quad \text{with} \quad \sum_m \phi_m = s(x) - s(x_0)
@@ -53,11 +53,11 @@ def kernel_shap(p: Probe) -> tuple[Tensor]:
     (Covert and Lee 2021, https://arxiv.org/abs/2012.01536), so that all weigh the same. Exact where the score is linear in z.
     x_0 is the image with all covered. The coefficients add up to s(x) - s(x_0); the map repeats each on all its pixels.
     """
-    samples, labels, count = _prepare(p)
-    random = np.random.default_rng(p.parameters.seed)
+    samples, labels, count = _prepare(query)
+    random = np.random.default_rng(query.parameters.seed)
     shown = np.concatenate([np.ones((1, count), bool), np.zeros((1, count), bool), coalitions(random, samples, count)])
-    whole, blank, *scores = _scores(p, shown, labels)
-    return (_spread(p, shapley(shown[2:], np.array(scores) - blank, whole - blank), labels),)
+    whole, blank, *scores = _scores(query, shown, labels)
+    return (_spread(query, shapley(shown[2:], np.array(scores) - blank, whole - blank), labels),)
 
 
 def coalitions(random: np.random.Generator, samples: int, count: int) -> Coalitions:
@@ -89,49 +89,51 @@ def ridge(shown: Coalitions, scores: Numbers, weights: Numbers, penalty: float) 
     return coefficients
 
 
-def _prepare(p: Probe) -> tuple[int, NDArray[np.int64], int]:
+def _prepare(query: Query) -> tuple[int, NDArray[np.int64], int]:
     """The number of samples, the superpixels ``[H, W]``, and how many there are."""
-    samples, segments = p.parameters.samples, p.parameters.segments
+    samples, segments = query.parameters.samples, query.parameters.segments
     assert samples is not None
     assert segments is not None
-    labels = superpixels(p.image[0].permute(1, 2, 0).cpu().numpy(), segments)
+    labels = superpixels(query.image[0].permute(1, 2, 0).cpu().numpy(), segments)
     return samples, labels, int(labels.max()) + 1
 
 
-def _scores(p: Probe, shown: Coalitions, labels: NDArray[np.int64]) -> Numbers:
+def _scores(query: Query, shown: Coalitions, labels: NDArray[np.int64]) -> Numbers:
     """The score of each coalition."""
-    where = torch.from_numpy(labels).to(p.image.device)
+    where = torch.from_numpy(labels).to(query.image.device)
 
     def masked(some: Tensor) -> Tensor:
-        return p.score(p.whole(p.image * some.to(p.image)[:, where][:, None]))
+        return query.target.score(query.runner.logits(query.image * some.to(query.image)[:, where][:, None]))
 
-    return np.asarray(p.chunked(masked, torch.from_numpy(shown), WHOLE_ROWS).cpu().numpy(), np.float64)
+    return np.asarray(query.runner.chunked(masked, torch.from_numpy(shown), NETWORK_ROWS).cpu().numpy(), np.float64)
 
 
-def _spread(p: Probe, coefficients: Numbers, labels: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(coefficients[labels]).to(p.image)
+def _spread(query: Query, coefficients: Numbers, labels: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(coefficients[labels]).to(query.image)
 
 
 METHODS = (
-    Method(
+    QueryMethod(
         name="lime",
         family="surrogate",
         cost="many forwards",
+        lane="slow",
         paper="https://arxiv.org/abs/1602.04938",
         summary="Linear model over superpixels, fitted to images with half of them covered, the more visible weighing more.",
         defaults=MethodParameters(samples=160, segments=40, seed=0),
-        explore=lime,
+        explain=lime,
         layered=False,
         passes=lambda parameters: parameters.samples or 0,
     ),
-    Method(
+    QueryMethod(
         name="kernel_shap",
         family="surrogate",
         cost="many forwards",
+        lane="slow",
         paper="https://arxiv.org/abs/1705.07874",
         summary="Shapley values of superpixels: what each adds to the logit, averaged over which others are there.",
         defaults=MethodParameters(samples=160, segments=40, seed=0),
-        explore=kernel_shap,
+        explain=kernel_shap,
         layered=False,
         passes=lambda parameters: (parameters.samples or 0) + 2,
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import structlog
 from torch import Tensor
@@ -18,6 +18,7 @@ from service.engine.runtimes.precision import disagreement, speedup
 from service.engine.runtimes.torch import TorchTrunk, Trunk, has_bf16
 from service.engine.types import EngineResult
 from service.errors import ConfigurationError
+from service.vocabulary import EngineOption, PrecisionOption
 
 FASTER: Final = 1.1  # or it is not worth the rounding
 
@@ -35,8 +36,8 @@ class RuntimeOptions:
         calls: most at once, for which threads are kept ready.
     """
 
-    engine: Literal["auto", "torch", "openvino"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    engine: EngineOption = "auto"
+    precision: PrecisionOption = "auto"
     threads: int = 1
     calls: int = 1
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from service.engine.device import BUILD_LOCK
 from service.engine.runtimes.lowering import lowered
-from service.engine.runtimes.torch import Precision
+from service.vocabulary import Engine, Precision
 
 HINTS: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16"}
 
@@ -29,7 +29,7 @@ class OpenVINOTrunk:
         calls: most that run at once; others wait for one of them.
     """
 
-    engine = "openvino"
+    engine: Engine = "openvino"
 
     def __init__(self, model: Any, precision: Precision, threads: int, calls: int = 1) -> None:
         self.precision: Precision = precision

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, fx
 
 from service.engine.device import BUILD_LOCK
-
-Precision = Literal["fp32", "bf16"]
+from service.vocabulary import Engine, Precision
 
 
 class Trunk(Protocol):
@@ -21,7 +20,7 @@ class Trunk(Protocol):
         engine, precision: what computes it, and in which arithmetic; answers say so.
     """
 
-    engine: str
+    engine: Engine
     precision: Precision
 
     def __call__(self, images: Tensor) -> Sequence[Tensor]:
@@ -35,7 +34,7 @@ class TorchTrunk:
         module: the graph, from images to a tuple of the crossing values.
     """
 
-    engine = "torch"
+    engine: Engine = "torch"
 
     def __init__(self, module: fx.GraphModule, precision: Precision = "fp32") -> None:
         self.module = module

@@ -1,7 +1,7 @@
 """From a card to a network in memory: one small loader per source library, imported when a card asks for it.
 
-Each loader also says how its library prepares images. Knows which sources there are and whence the weights come; how a
-library builds a network is the loader's own business.
+Each loader also says how its library preprocesses images. Knows which sources there are and where the weights come from; how
+a library builds a network is the loader's own business.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from service.engine.cards.card import Card
 from service.engine.device import BUILD_LOCK
-from service.engine.sources.base import Preprocessing, Source, SourceNetwork, returning
+from service.engine.sources.base import Source, SourceNetwork, returning
 from service.engine.sources.checkpoint import checkpoint, state_digest
 from service.errors import ConfigurationError
-
-__all__ = ["Loaded", "Preprocessing", "load"]
+from service.vocabulary import Preprocessing
 
 OPTIONAL: Final = {"transformers", "keras"}  # installed as extras of the same name
 
@@ -89,7 +88,7 @@ def _from_hub(source: Source, card: Card) -> SourceNetwork:
         return source.from_hub(card)
     except (OSError, RuntimeError) as error:
         raise ConfigurationError(
-            f"card {card.name}: weights: those of {card.weights} could not be had: {_first_line(error)}; connect once to fill "
+            f"card {card.name}: weights: {card.weights} cannot be fetched: {_first_line(error)}; connect once to fill "
             "the cache, or set CAMSERVE_RANDOM_WEIGHTS=1 to try the service without them"
         ) from error
 
@@ -104,11 +103,12 @@ def _overridden(card: Card, source: Preprocessing) -> Preprocessing:
     own = card.preprocess
     crop = own.crop if own.crop is not None else (source.height, source.width)
     height, width = (crop, crop) if isinstance(crop, int) else crop
+    short_side = source.resize if source.resize is not None else min(source.height, source.width)
     return replace(
         source,
         height=height,
         width=width,
-        resize=own.resize or round(source.resize * min(height, width) / min(source.height, source.width)),
+        resize=own.resize or round(short_side * min(height, width) / min(source.height, source.width)),
         interpolation=own.interpolation or source.interpolation,
         mean=own.mean or source.mean,
         std=own.std or source.std,

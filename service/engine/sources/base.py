@@ -9,32 +9,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
 
-from service.engine.cards.card import Card, Channels, Fit, Interpolation
+from service.engine.cards.card import Card
+from service.vocabulary import Preprocessing
 
 Logits = Callable[[Any], Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preprocessing:
-    """How an image becomes the network's input.
-
-    Attributes:
-        height: of the input in pixels.
-        width: of the input in pixels.
-        resize: the short side before the centre crop of `height` x `width`.
-        interpolation: of the resizing.
-        mean: per channel, for values 0..1; one value makes a network that sees grey.
-        std: as `mean`.
-        fit: how an image of another shape is fitted in, where neither card nor request says.
-    """
-
-    height: int
-    width: int
-    resize: int
-    interpolation: Interpolation
-    mean: Channels
-    std: Channels
-    fit: Fit = "crop"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from service.engine.cards.card import Card
-from service.engine.sources.base import Preprocessing, SourceNetwork
+from service.engine.sources.base import SourceNetwork
 from service.errors import ConfigurationError
+from service.vocabulary import Preprocessing
 
 
 def _import_keras() -> Any:

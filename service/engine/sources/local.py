@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from service.engine.cards.card import Card
-from service.engine.sources.base import Preprocessing, SourceNetwork
+from service.engine.sources.base import SourceNetwork
 from service.errors import ConfigurationError
+from service.vocabulary import Preprocessing
 
 
 def from_architecture(card: Card) -> SourceNetwork:

@@ -10,9 +10,10 @@ import timm.data.config
 from torch import nn
 
 from service.engine.cards.card import Card
-from service.engine.sources.base import Preprocessing, SourceNetwork
+from service.engine.sources.base import SourceNetwork
 from service.engine.sources.checkpoint import load_into, read_state
 from service.errors import ConfigurationError
+from service.vocabulary import Preprocessing
 
 # timm is only partly typed.
 _create_model: Any = timm.create_model

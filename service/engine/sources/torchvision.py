@@ -9,9 +9,10 @@ import torchvision
 from torch import nn
 
 from service.engine.cards.card import Card
-from service.engine.sources.base import Preprocessing, SourceNetwork
+from service.engine.sources.base import SourceNetwork
 from service.engine.sources.checkpoint import load_into, read_state
 from service.errors import ConfigurationError
+from service.vocabulary import Preprocessing
 
 
 def from_architecture(card: Card) -> SourceNetwork:

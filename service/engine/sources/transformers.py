@@ -14,10 +14,11 @@ from typing import Any, Final
 import transformers
 from torch import Tensor, nn
 
-from service.engine.cards.card import Card, Fit, Interpolation
-from service.engine.sources.base import Preprocessing, SourceNetwork, returning
+from service.engine.cards.card import Card
+from service.engine.sources.base import SourceNetwork, returning
 from service.engine.sources.checkpoint import read_state
 from service.errors import ConfigurationError
+from service.vocabulary import Fit, Interpolation, Preprocessing
 
 # The library is only partly typed.
 _configs: Any = transformers.AutoConfig

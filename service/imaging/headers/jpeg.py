@@ -56,7 +56,7 @@ def read(data: bytes, limits: Limits) -> Header:
     if (end - first_scan) * 512 < size[0] * size[1]:
         raise truncated()
     kept.append(data[first_scan:end])
-    return Header("jpeg", *size, payload=b"".join(kept), orientation=orientation or 1)
+    return Header(format="jpeg", width=size[0], height=size[1], payload=b"".join(kept), orientation=orientation or 1)
 
 
 def _segments(data: bytes, limits: Limits) -> Iterator[tuple[int, int, int, int]]:

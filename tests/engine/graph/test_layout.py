@@ -17,7 +17,8 @@ from service.engine.graph.export import export
 from service.engine.graph.layout import Layout, LayoutOverride, layout_of
 from service.engine.graph.split import split
 from service.engine.network import Network
-from service.engine.sources import LoadedNetwork, Preprocessing
+from service.engine.sources import LoadedNetwork
+from service.vocabulary import Preprocessing
 from service.engine.types import EngineRequest, EngineResult, LayerInfo
 from service.errors import ConfigurationError
 from tests.networks import Pooled, network, seeded

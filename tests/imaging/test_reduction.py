@@ -16,7 +16,7 @@ LIMITS = Limits()
 SPEC = InputSpec(height=64, width=64, resize=72, interpolation="bicubic")
 
 
-def shrunk(data: bytes, spare: float) -> DecodedImage:
+def reduction(data: bytes, spare: float) -> DecodedImage:
     return decode(data, LIMITS, lambda _width, _height: spare)
 
 
@@ -29,15 +29,15 @@ def averaged(rgb: NDArray[np.uint8], factor: int) -> NDArray[np.float64]:
     ("spare", "factor"), [(0.2, 1), (1, 1), (1.9, 1), (2, 2), (3.9, 2), (4, 4), (7.9, 4), (8, 8), (1000, 8)]
 )
 def test_as_small_as_is_allowed(spare: float, factor: int) -> None:
-    image = shrunk(make.save(make.scene(403, 301), "JPEG"), spare)
-    assert (image.shrunk, image.width, image.height) == (factor, 403, 301)
+    image = reduction(make.save(make.scene(403, 301), "JPEG"), spare)
+    assert (image.reduction, image.width, image.height) == (factor, 403, 301)
     assert image.rgb.shape == (-(-301 // factor), -(-403 // factor), 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
 def test_other_formats_come_whole(kind: str) -> None:
-    image = shrunk(make.save(make.scene(64, 48), kind), 8)
-    assert (image.shrunk, image.rgb.shape) == (1, (48, 64, 3))
+    image = reduction(make.save(make.scene(64, 48), kind), 8)
+    assert (image.reduction, image.rgb.shape) == (1, (48, 64, 3))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -49,21 +49,21 @@ def test_the_same_image_upright(mode: str, orientation: int) -> None:
     asked = []
     small = decode(data, LIMITS, lambda width, height: asked.append((width, height)) or 4.0)  # type: ignore[func-returns-value]
     assert asked == [(96, 64)]
-    assert (small.shrunk, small.width, small.height, small.rgb.shape) == (4, 96, 64, (16, 24, 3))
+    assert (small.reduction, small.width, small.height, small.rgb.shape) == (4, 96, 64, (16, 24, 3))
     assert np.abs(small.rgb - averaged(decode(data, LIMITS).rgb, 4)).mean() < 3
 
 
 def test_a_turned_image_comes_whole_where_a_pixel_would_be_cut() -> None:
     turned = make.with_exif(make.save(make.scene(403, 300), "JPEG"), make.exif(6))
-    assert shrunk(turned, 8).shrunk == 1
+    assert reduction(turned, 8).reduction == 1
     even = make.with_exif(make.save(make.scene(404, 300), "JPEG"), make.exif(6))
-    assert (shrunk(even, 8).shrunk, shrunk(even, 8).rgb.shape) == (4, (101, 75, 3))
+    assert (reduction(even, 8).reduction, reduction(even, 8).rgb.shape) == (4, (101, 75, 3))
 
 
 def test_damage_is_found_all_the_same() -> None:
     data = make.save(make.scene(400, 300), "JPEG")
     with pytest.raises(ImageTruncated):
-        shrunk(data[: len(data) // 2], 8)
+        reduction(data[: len(data) // 2], 8)
 
 
 @pytest.mark.parametrize(("factor", "size"), [(2, (640, 480)), (2, (641, 483)), (4, (1280, 960))], ids=str)
@@ -71,10 +71,10 @@ def test_the_network_sees_the_same(factor: int, size: tuple[int, int]) -> None:
     """At twice the size or more, each step is within a few levels; a shift by a part of a pixel would be many."""
     data = make.save(photo(*size), "JPEG", quality=95)
     placement = place(*size, SPEC, "crop")
-    whole, small = decode(data, LIMITS), shrunk(data, factor)
-    assert placement.reduction / small.shrunk >= 2
+    whole, small = decode(data, LIMITS), reduction(data, factor)
+    assert placement.reduction / small.reduction >= 2
     expected = prepare(whole.rgb, placement, SPEC, FILL).astype(int)
-    difference = np.abs(prepare(small.rgb, placement, SPEC, FILL, small.shrunk) - expected)
+    difference = np.abs(prepare(small.rgb, placement, SPEC, FILL, small.reduction) - expected)
     assert difference.max() <= 6
     assert difference.mean() < 1
 
