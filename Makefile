@@ -40,7 +40,7 @@ bench: $(VENV)/.installed-bench ## Measure, side by side with the peers
 	$(BIN)/python -m tests.bench $(ARGS)
 
 openapi: $(VENV)/.installed ## Write openapi.md anew, from the app's schema
-	$(BIN)/python -m service.reference > openapi.md.new
+	$(BIN)/python -m tests.openapi_reference > openapi.md.new
 	mv openapi.md.new openapi.md
 
 image: ## Build the image (VARIANT=cpu or cuda, ENGINE=docker or podman, TORCH_INDEX: see the Dockerfile)

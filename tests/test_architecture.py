@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "errors": set(),
     "settings": {"errors"},
 }
-ROOF = {"app", "cli", "reference", "__main__"}
+ROOF = {"app", "cli", "__main__"}
 TORCH = {"torch", "torchvision", "timm", "transformers", "keras", "safetensors", "openvino"}
 HTTP = {"fastapi", "starlette", "uvicorn", "multipart", "python_multipart"}
 

@@ -2,43 +2,69 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn, TypeVar
 
-import typer
+from cyclopts import App, Parameter
+from cyclopts.types import ExistingPath
+from cyclopts.validators import Number
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Column, Table
 
 from service import __version__
-from service.cli.fields import fail, with_fields
+from service.cli.parameters import (
+    COMMAND,
+    FIELDS_AS_OPTIONS,
+    BenchSettings,
+    EvaluateCommandOptions,
+    EvaluateSettings,
+    ExplainCommandOptions,
+    ExplainSettings,
+    ModelsSettings,
+    ServeSettings,
+    describe_refused_fields,
+    format_error,
+    format_message,
+)
 from service.errors import CamserveError, ConfigurationError
-from service.explain.options import Options
 from service.settings import Settings
 
 # Torch takes seconds to import, and --help should not: commands import what they run when they run.
 
-FAILED_START = 3  # a card, its weights or a setting is wrong; 2 is a wrong command line
-OVERLAY_OPTIONS = tuple(
-    name for name in Options.model_fields if name not in {"heatmap", "overlay", "format", "evaluate", "channels"}
-)
-MAP_OPTIONS = (
-    "model", "class_id", "class_name", "versus", "top_k", "layer", "polarity", "scale", "fit",
-    "clip_percent_lowerbound", "clip_percent_upperbound",
-)  # fmt: skip
+SOME_FAILED = 1
+WRONG_COMMAND_LINE = 2
+FAILED_START = 3  # a card, its weights or a setting is wrong
 
-app = typer.Typer(
-    name="camserve",
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
 out = Console()
+err = Console(stderr=True, soft_wrap=True)
+app = App(
+    name="camserve",
+    help="Explanations for image classifiers: over HTTP (serve) or for files (explain).",
+    version=__version__,
+    help_format="plaintext",  # descriptions as they are written, and no parser of Markdown to import
+    console=out,
+    error_console=err,
+    error_formatter=format_error,
+    group_parameters=COMMAND,
+    # Of an option with one value the last counts, so that a script's options can be changed by what is written behind them.
+    default_parameter=Parameter(negative_iterable=(), allow_repeating=True),
+)
+
+
+def fail(message: str, *, code: int) -> NoReturn:
+    """Says what is wrong on standard error and ends the command."""
+    err.print(format_message(message))
+    sys.exit(code)
 
 
 @contextmanager
-def reasons(code: int = 1) -> Iterator[None]:
+def report_errors(code: int = 1) -> Iterator[None]:
     """What stops a command is told in a line, not a traceback: with FAILED_START where it could not begin, else with `code`."""
     try:
         yield
@@ -48,83 +74,66 @@ def reasons(code: int = 1) -> Iterator[None]:
         fail(error.detail, code=code)
 
 
-@app.callback(invoke_without_command=True)
-def root(*, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """Explanations for image classifiers: over HTTP (serve) or for files (explain)."""
-    if version:
-        out.print(__version__)
-        raise typer.Exit
+def read_environment(settings: type[SettingsT]) -> SettingsT:
+    """The settings of a command that was given none of its options for them. A wrong value ends the command."""
+    try:
+        return settings()
+    except ValidationError as error:
+        fail(describe_refused_fields(error, {}), code=WRONG_COMMAND_LINE)
 
 
-@app.command()
-@with_fields("settings", Settings)
-def serve(settings: Settings) -> None:
+@app.command(sort_key=1)
+def serve(*, settings: Annotated[ServeSettings | None, FIELDS_AS_OPTIONS] = None) -> None:
     """Serve over HTTP. Every option is also an environment variable: --max-batch-size is CAMSERVE_MAX_BATCH_SIZE."""
-    from service.cli.serving import run  # noqa: PLC0415
+    from service.cli.server import run  # noqa: PLC0415
 
-    with reasons():
-        run(settings)
+    with report_errors():
+        run(settings or read_environment(ServeSettings))
 
 
-@app.command()
-@with_fields("options", Options, *OVERLAY_OPTIONS)
-@with_fields("settings", Settings, "models_dir", "device", "random_weights", "max_batch_size", "max_image_pixels", "threads")
+@app.command(sort_key=2)
 def explain(
-    paths: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", exists=True)],
-    options: Options,
-    settings: Settings,
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the overlays and for explanations.csv.")] = Path("out"),
-) -> None:
+    *paths: Annotated[ExistingPath, Parameter(help="Images, or folders of images.", required=True)],
+    out_dir: Annotated[Path, Parameter(name="--out", help="Folder for the overlays and for explanations.csv.")] = Path("out"),
+    options: Annotated[ExplainCommandOptions | None, FIELDS_AS_OPTIONS] = None,
+    settings: Annotated[ExplainSettings | None, FIELDS_AS_OPTIONS] = None,
+) -> int:
     """Explain images on this machine, without a server: an overlay for each, a table, and a CSV of what was found."""
-    from service.cli.files import explain_files  # noqa: PLC0415
+    from service.cli.explain_files import explain_files  # noqa: PLC0415
 
-    with reasons(code=2):
-        unexplained = explain_files(paths, out_dir, options, settings, out)
-    if unexplained:
-        raise typer.Exit(1)
+    with report_errors(code=WRONG_COMMAND_LINE):
+        unexplained = explain_files(
+            paths, out_dir, options or ExplainCommandOptions(), settings or read_environment(ExplainSettings), out
+        )
+    return SOME_FAILED if unexplained else 0
 
 
-@app.command()
-@with_fields("options", Options, *MAP_OPTIONS)
-@with_fields("settings", Settings, "models_dir", "device", "random_weights", "max_image_pixels", "threads")
+@app.command(sort_key=3)
 def evaluate(
-    paths: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", exists=True)],
-    options: Options,
-    settings: Settings,
-    methods: Annotated[str, typer.Option(help="Methods to compare, with commas.")] = "gradcam,layercam,eigencam",
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for evaluation.csv and evaluation.png.")] = Path("out"),
-) -> None:
+    *paths: Annotated[ExistingPath, Parameter(help="Images, or folders of images.", required=True)],
+    methods: Annotated[str, Parameter(help="Methods to compare, with commas.")] = "gradcam,layercam,eigencam",
+    out_dir: Annotated[Path, Parameter(name="--out", help="Folder for evaluation.csv and evaluation.png.")] = Path("out"),
+    options: Annotated[EvaluateCommandOptions | None, FIELDS_AS_OPTIONS] = None,
+    settings: Annotated[EvaluateSettings | None, FIELDS_AS_OPTIONS] = None,
+) -> int:
     """Compare methods over images: deletion, insertion, average drop, ROAD and time, beside a random and a centre map."""
-    from service.cli.evaluation import evaluate_files  # noqa: PLC0415
+    from service.cli.evaluate_files import evaluate_files  # noqa: PLC0415
 
     names = tuple(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
-    with reasons(code=2):
-        unread = evaluate_files(paths, out_dir, names, options, settings, out)
-    if unread:
-        raise typer.Exit(1)
+    with report_errors(code=WRONG_COMMAND_LINE):
+        unread = evaluate_files(
+            paths, out_dir, names, options or EvaluateCommandOptions(), settings or read_environment(EvaluateSettings), out
+        )
+    return SOME_FAILED if unread else 0
 
 
-@app.command()
-@with_fields("settings", Settings, "models_dir", "device", "precision", "engine", "random_weights", "max_batch_size", "threads")
-def bench(
-    settings: Settings,
-    model: Annotated[str | None, typer.Option(help="Name of a model card; the first served if not given.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Measurements of each kind; medians are shown.")] = 20,
-) -> None:
-    """Measure a model on this machine: how long it takes to load, to predict and to explain."""
-    from service.cli.benchmark import run  # noqa: PLC0415
-
-    with reasons():
-        run(settings.model_copy(update={"models": (model,)}) if model else settings, rounds, out)
-
-
-@app.command()
-@with_fields("settings", Settings, "models_dir")
-def models(settings: Settings) -> None:
+@app.command(sort_key=4)
+def models(*, settings: Annotated[ModelsSettings | None, FIELDS_AS_OPTIONS] = None) -> None:
     """List the model cards."""
     from service.engine.cards.card import read_cards  # noqa: PLC0415
 
-    with reasons():
+    settings = settings or read_environment(ModelsSettings)
+    with report_errors():
         cards = read_cards(settings.models_dir)
     name = Column("name", no_wrap=True)  # what is typed must be readable, however narrow the terminal
     table = Table(name, "architecture", "weights", "layer", "description", title=str(settings.models_dir), title_justify="left")
@@ -134,6 +143,26 @@ def models(settings: Settings) -> None:
     out.print(table)
 
 
+@app.command(sort_key=5)
+def bench(
+    *,
+    model: Annotated[str | None, Parameter(help="Name of a model card; the first served if not given.")] = None,
+    rounds: Annotated[
+        int, Parameter(validator=Number(gte=1, lte=10_000), help="Measurements of each kind; medians are shown.")
+    ] = 20,
+    settings: Annotated[BenchSettings | None, FIELDS_AS_OPTIONS] = None,
+) -> None:
+    """Measure a model on this machine: how long it takes to load, to predict and to explain."""
+    from service.cli.benchmark import run  # noqa: PLC0415
+
+    settings = settings or read_environment(BenchSettings)
+    with report_errors():
+        run(settings.model_copy(update={"models": (model,)}) if model else settings, rounds, out)
+
+
 def main() -> None:
     """Entry point of the `camserve` command."""
-    app(prog_name="camserve")
+    if not sys.argv[1:]:
+        app.help_print()
+        sys.exit(WRONG_COMMAND_LINE)
+    app()

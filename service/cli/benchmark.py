@@ -15,15 +15,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from service.engine.batch import EngineRequest
 from service.engine.network import Network
-from service.engine.types import EngineRequest
 from service.explain.registry import Registry
 from service.settings import Settings
 from service.telemetry import Metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timed:
+class BatchTiming:
     """Medians over the rounds of one batch size. `ratio` is of explain over predict, taken in each round."""
 
     batch_size: int
@@ -37,7 +37,7 @@ class Timed:
         return self.batch_size / self.explain_s
 
 
-def run(settings: Settings, rounds: int, out: Console) -> list[Timed]:
+def run(settings: Settings, rounds: int, out: Console) -> list[BatchTiming]:
     """Loads the first model of the settings, measures it at batch 1 and at its largest, and prints a table.
 
     Raises:
@@ -46,7 +46,7 @@ def run(settings: Settings, rounds: int, out: Console) -> list[Timed]:
     return asyncio.run(_run(settings.model_copy(update={"models": settings.models[:1]}), rounds, out))
 
 
-async def _run(settings: Settings, rounds: int, out: Console) -> list[Timed]:
+async def _run(settings: Settings, rounds: int, out: Console) -> list[BatchTiming]:
     registry = Registry(settings, Metrics())
     started = time.perf_counter()
     with out.status("loading the model"):
@@ -55,7 +55,7 @@ async def _run(settings: Settings, rounds: int, out: Console) -> list[Timed]:
     model = registry.get(None)
     with out.status("measuring"):
         sizes = sorted({1, model.max_batch_size})
-        timed = [await asyncio.to_thread(measure, model.network, size, rounds) for size in sizes]
+        timings = [await asyncio.to_thread(measure, model.network, size, rounds) for size in sizes]
     await registry.close()
     identity = model.identity
     out.print(
@@ -63,11 +63,11 @@ async def _run(settings: Settings, rounds: int, out: Console) -> list[Timed]:
         f"loaded and warmed in {loaded_s:.1f} s",
         highlight=False,
     )
-    out.print(_table(timed))
-    return timed
+    out.print(_table(timings))
+    return timings
 
 
-def measure(network: Network, batch_size: int, rounds: int) -> Timed:
+def measure(network: Network, batch_size: int, rounds: int) -> BatchTiming:
     """Times both kinds of work on one batch of noise, the whole way from pixels to logits and maps.
 
     Raises:
@@ -81,7 +81,7 @@ def measure(network: Network, batch_size: int, rounds: int) -> Timed:
     )
     _seconds(network, explanations)
     taken = [(_seconds(network, predictions), _seconds(network, explanations)) for _ in range(rounds)]
-    return Timed(
+    return BatchTiming(
         batch_size=batch_size,
         predict_s=statistics.median(predict for predict, _ in taken),
         explain_s=statistics.median(explain for _, explain in taken),
@@ -99,11 +99,11 @@ def _seconds(network: Network, works: Sequence[EngineRequest]) -> float:
     return seconds
 
 
-def _table(timed: Sequence[Timed]) -> Table:
+def _table(timings: Sequence[BatchTiming]) -> Table:
     table = Table("batch", "predict", "explain", "explain / predict", "explanations per second")
-    for each in timed:
+    for timing in timings:
         table.add_row(
-            str(each.batch_size), f"{1000 * each.predict_s:.1f} ms", f"{1000 * each.explain_s:.1f} ms", f"{each.ratio:.2f}",
-            f"{each.explanations_per_s:.1f}",
+            str(timing.batch_size), f"{1000 * timing.predict_s:.1f} ms", f"{1000 * timing.explain_s:.1f} ms",
+            f"{timing.ratio:.2f}", f"{timing.explanations_per_s:.1f}",
         )  # fmt: skip
     return table

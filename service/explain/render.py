@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from service.engine.types import EngineResult, Evaluation, LayerStatistics, LayerStatisticsResult
 from service.errors import ParameterInvalid
 from service.explain.class_scores import ClassScores, ClassSelection
-from service.explain.curves import evaluation_curves
 from service.explain.deadline import Deadline
 from service.explain.options import ExplainOptions, InspectOptions
 from service.explain.preprocess import PreparedImage
@@ -263,6 +262,10 @@ def _render_class(explained: _ExplainedClass) -> Pixels:
     """One class's image of whatever kind."""
     options = explained.options
     if options.overlay_type == "curves":
+        # Imported by the first plot, not at the start: matplotlib takes 0.3 s (`python -X importtime -c "import
+        # service.imaging.plots"`), and most services never render a plot.
+        from service.explain.curves import evaluation_curves  # noqa: PLC0415
+
         assert explained.evaluation is not None  # Plan.evaluates
         return evaluation_curves(explained.evaluation, options.method, explained.prediction)
     if options.overlay_type == "panel":

@@ -1,116 +1,209 @@
-"""Line plots on white: axes side by side, labelled, with a legend. Knows numbers only, not what they mean."""
+"""Line charts on white, side by side, each with its legend; matplotlib draws them. Knows numbers only, not what they mean."""
 
 from __future__ import annotations
 
-import math
+import functools
+import threading
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Final
+from typing import Any, Final, Literal
 
-import cv2
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
-from service.imaging.sheet import GREY, INK, LINE, SheetWriter
+Color = tuple[int, int, int]
+LineStyle = Literal["solid", "dashed", "dashdot", "dotted"]
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; then again, in the same order.
-INKS: Final = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
+# Okabe and Ito's colours, which colour-blind readers can tell apart; without black, and without yellow, which is pale on white.
+OKABE_ITO: Final[tuple[Color, ...]] = (
+    (0, 114, 178),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (230, 159, 0),
+    (86, 180, 233),
+)
+GREY: Final[Color] = (110, 110, 110)
 
-_MARGIN, _TITLE_HEIGHT, _GAP = 28, 62, 46
-_WIDTH, _HEIGHT = 430, 300  # of the field between the axes
-_LEFT, _ABOVE, _BELOW = 44, 32, 50  # of each field, for its numbers and names
-_LEGEND_LINE: Final = 22
-_TITLE_SIZE, _SIZE = 21, 14
-_TICKS: Final = 5
-_FRACTION: Final = 4  # bits that OpenCV takes for parts of a pixel
+# It comes with matplotlib, so that an image looks the same on every machine.
+_FONT: Final = "DejaVu Sans"
+
+# Lengths in inches, sizes of letters in points.
+_DPI: Final = 150
+_MARGIN, _LEFT, _RIGHT, _GAP = 0.3, 0.62, 0.12, 0.35
+_WIDTH, _HEIGHT = 4.6, 3.1  # of the area between the axes
+_HEAD, _ABOVE, _BELOW = 0.66, 0.36, 0.66  # heading of the figure, title of a chart, tick labels and label of the x axis
+_LEGEND_ROW, _LEGEND_LINE = 0.21, 0.45
+_HEADING_SIZE, _TITLE_SIZE, _SIZE = 15, 11.5, 9.5
+_TEXT, _PALE_TEXT, _GRID = "#1a1a1a", "#5c5c5c", "#e2e2e2"
+_MAX_LETTERS: Final = 500  # of a text that are looked at; no place is that wide
+_MAX_MARKS: Final = 2  # above and below one letter; more would leave its line
+
+# matplotlib does not promise to be safe in several threads: its parameters, its list of fonts and its caches of text layouts
+# belong to the process. Several codec threads draw at once.
+_DRAWING: Final = threading.Lock()
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Values at equal distances from 0 to 1, and what the legend says of them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One line of a chart.
+
+    Attributes:
+        label: stands in the legend, cut where it is too long.
+        note: stands behind the label in brackets, never cut: a few numbers.
+        values: at least two finite numbers, at equal distances from x = 0 to x = 1.
+        color: (red, green, blue), 0..255.
+        line_style: as matplotlib calls it.
+    """
 
     label: str
+    note: str
     values: tuple[float, ...]
-    ink: tuple[int, int, int]
+    color: Color
+    line_style: LineStyle = "solid"
 
 
-@dataclass(frozen=True, slots=True)
-class Axes:
-    """One field: its heading, the name below it, and its lines; values from 0 up."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveChart:
+    """Curves over one pair of axes; at least one curve. The first lies on top."""
 
     title: str
-    below: str
-    lines: tuple[Line, ...]
+    x_label: str
+    y_label: str
+    curves: tuple[Curve, ...]
 
 
-def plot(axes: Sequence[Axes], *, title: str, note: str) -> NDArray[np.uint8]:
-    """Draw the axes side by side.
+def plot_curves(charts: Sequence[CurveChart], *, title: str, note: str) -> NDArray[np.uint8]:
+    """Draw charts side by side, with one scale of values for all of them.
+
+    Any text may be given: a letter that DejaVu Sans does not have becomes U+FFFD, one that cannot be printed a space, a text
+    that is too long for its place is cut. Equal arguments give equal pixels. Threads may call this; one draws at a time, for
+    about 0.1 s.
 
     Args:
-        axes: at least one.
+        charts: at least one.
         title: stands above, large.
-        note: stands below it, small.
+        note: stands below the title, small.
 
     Returns:
-        uint8 ``[H, W, 3]``.
+        uint8 ``[H, W, 3]`` RGB.
     """
-    legend = max(len(one.lines) for one in axes) * _LEGEND_LINE
-    field = _LEFT + _WIDTH
-    width = 2 * _MARGIN + len(axes) * field + (len(axes) - 1) * _GAP
-    height = 2 * _MARGIN + _TITLE_HEIGHT + _ABOVE + _HEIGHT + _BELOW + legend
-    corners = [(_MARGIN + place * (field + _GAP) + _LEFT, _MARGIN + _TITLE_HEIGHT + _ABOVE) for place in range(len(axes))]
-    tops = [_ceiling(max(max(line.values) for line in one.lines)) for one in axes]
-    canvas = np.full((height, width, 3), 255, np.uint8)
-    for one, corner, top in zip(axes, corners, tops, strict=True):
-        _field(canvas, one, corner, top)
-    sheet = Image.fromarray(canvas)
-    pen = SheetWriter(ImageDraw.Draw(sheet), 1)
-    pen.write(_MARGIN, _MARGIN, title, _TITLE_SIZE, INK, width - 2 * _MARGIN)
-    pen.write(_MARGIN, _MARGIN + 30, note, _SIZE, GREY, width - 2 * _MARGIN)
-    for one, corner, top in zip(axes, corners, tops, strict=True):
-        _words(pen, one, corner, top)
-    return np.array(sheet)
+    # A matplotlibrc on the machine changes nothing, and a `$` in a label is a dollar, not the start of a formula.
+    defaults = mpl.rc_context(mpl.rcParamsDefault)
+    style = mpl.rc_context({"font.family": _FONT, "font.size": _SIZE, "text.color": _TEXT, "text.parse_math": False})
+    with _DRAWING, defaults, style:
+        legend = max(len(chart.curves) for chart in charts) * _LEGEND_ROW
+        column = _LEFT + _WIDTH + _RIGHT
+        width = 2 * _MARGIN + len(charts) * column + (len(charts) - 1) * _GAP
+        height = 2 * _MARGIN + _HEAD + _ABOVE + _HEIGHT + _BELOW + legend
+        figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+        for text, size, color, top in ((title, _HEADING_SIZE, _TEXT, 0.0), (note, _SIZE, _PALE_TEXT, 0.34)):
+            place = (_MARGIN / width, 1 - (_MARGIN + top) / height)
+            figure.text(*place, _fitted(figure, text, size, width - 2 * _MARGIN), size=size, color=color, va="top")
+        values = [value for chart in charts for curve in chart.curves for value in curve.values]
+        for index, chart in enumerate(charts):
+            left, bottom = _MARGIN + index * (column + _GAP) + _LEFT, _MARGIN + legend + _BELOW
+            axes = figure.add_axes((left / width, bottom / height, _WIDTH / width, _HEIGHT / height))
+            _scale(axes, min(0.0, *values), max(0.0, *values))
+            _draw(figure, axes, chart)
+        canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
+        canvas.draw()
+        return np.array(canvas.buffer_rgba(), np.uint8)[..., :3].copy()
 
 
-def _ceiling(value: float) -> float:
-    """The next of 1, 2, 5 times a power of ten that is not below the value."""
-    if value <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 5, 10) if step * power >= value * (1 - 1e-9))
+def _scale(axes: Axes, low: float, high: float) -> None:
+    """Limits, ticks and a grid: x from 0 to 1, y over all values and a little more above."""
+    axes.set_xlim(0, 1)
+    axes.set_ylim(low, high + 0.04 * (high - low) if high > low else low + 1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
+    axes.tick_params(length=0, labelcolor=_PALE_TEXT, pad=6)
+    axes.grid(color=_GRID, linewidth=0.96)  # two whole pixels
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_PALE_TEXT)
 
 
-def _field(canvas: NDArray[np.uint8], axes: Axes, corner: tuple[int, int], top: float) -> None:
-    left, above = corner
-    for tick in range(_TICKS + 1):
-        row, column = above + _HEIGHT * tick // _TICKS, left + _WIDTH * tick // _TICKS
-        cv2.line(canvas, (left, row), (left + _WIDTH, row), LINE, 1)
-        cv2.line(canvas, (column, above), (column, above + _HEIGHT), LINE, 1)
-    for line in reversed(axes.lines):  # the first named lies on top
-        columns = left + _WIDTH * np.linspace(0, 1, len(line.values))
-        rows = above + _HEIGHT * (1 - np.clip(np.array(line.values) / top, 0, 1))
-        points = np.rint(np.stack([columns, rows], axis=1) * (1 << _FRACTION)).astype(int).tolist()
-        for start, end in pairwise(points):
-            cv2.line(canvas, start, end, line.ink, 2, cv2.LINE_AA, _FRACTION)
-    base = above + _HEIGHT
-    for place, line in enumerate(axes.lines):
-        row = base + _BELOW + 12 + place * _LEGEND_LINE
-        cv2.line(canvas, (left, row), (left + 22, row), line.ink, 3, cv2.LINE_AA)
-    for end in ((left, above), (left + _WIDTH, base)):
-        cv2.line(canvas, (left, base), end, GREY, 1)
-
-
-def _words(pen: SheetWriter, axes: Axes, corner: tuple[int, int], top: float) -> None:
-    left, above = corner
-    pen.write(left, above - 26, axes.title, _SIZE, INK, _WIDTH)
-    for tick in range(_TICKS + 1):
-        pen.write(
-            left - 8, above + _HEIGHT * (1 - tick / _TICKS) - 8, f"{top * tick / _TICKS:.3g}", _SIZE, GREY, _LEFT, right=True
+def _draw(figure: Figure, axes: Axes, chart: CurveChart) -> None:
+    """The lines of one chart, its title, its labels and its legend."""
+    lines = []
+    for place, curve in enumerate(chart.curves):
+        lines += axes.plot(
+            np.linspace(0, 1, len(curve.values)),
+            curve.values,
+            color="#{:02x}{:02x}{:02x}".format(*curve.color),
+            linestyle=curve.line_style,
+            linewidth=2,
+            zorder=3 + len(chart.curves) - place,
+            clip_on=False,  # a line along an edge would lose half of its width
         )
-        pen.write(left + _WIDTH * tick / _TICKS + 12, above + _HEIGHT + 8, f"{tick / _TICKS:g}", _SIZE, GREY, _LEFT, right=True)
-    pen.write(left, above + _HEIGHT + 28, axes.below, _SIZE, GREY, _WIDTH)
-    for place, line in enumerate(axes.lines):
-        row = above + _HEIGHT + _BELOW + 4 + place * _LEGEND_LINE
-        pen.write(left + 34, row, line.label, _SIZE, INK, _WIDTH - 34)
+    axes.set_title(_fitted(figure, chart.title, _TITLE_SIZE, _WIDTH), size=_TITLE_SIZE, loc="left", pad=10)
+    axes.set_xlabel(_fitted(figure, chart.x_label, _SIZE, _WIDTH), color=_PALE_TEXT, labelpad=6)
+    axes.set_ylabel(_fitted(figure, chart.y_label, _SIZE, _HEIGHT), color=_PALE_TEXT, labelpad=6)
+    legend = axes.legend(
+        lines,
+        [""] * len(lines),
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        bbox_transform=axes.transAxes + ScaledTranslation(0, -_BELOW, figure.dpi_scale_trans),
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+        handlelength=2.4,
+    )
+    # Written afterwards, because matplotlib gives a meaning to a label that begins with an underscore.
+    for text, curve in zip(legend.get_texts(), chart.curves, strict=True):
+        note = f" ({curve.note})" if curve.note else ""
+        text.set_text(_fitted(figure, curve.label, _SIZE, _WIDTH - _LEGEND_LINE, note))
+
+
+def _fitted(figure: Figure, text: str, size: float, room: float, note: str = "") -> str:
+    """As much of a text as `room` inches hold together with a note behind it."""
+    text, note = _printable(text[:_MAX_LETTERS]), _printable(note)
+    probe = Text(figure=figure, size=size)
+
+    def fits(shown: str) -> bool:
+        probe.set_text(shown)
+        return probe.get_window_extent().width <= room * _DPI
+
+    if fits(text + note):
+        return text + note
+    shortest, longest = 0, len(text)
+    while longest - shortest > 1:
+        middle = (shortest + longest) // 2
+        if fits(text[:middle].rstrip() + "…" + note):
+            shortest = middle
+        else:
+            longest = middle
+    return text[:shortest].rstrip() + "…" + note
+
+
+def _printable(text: str) -> str:
+    """The text in one line, of letters that the font has: matplotlib warns of any other. Marks do not pile up on a letter."""
+    known = _letters()
+    kept = []
+    marks = 0
+    for letter in text:
+        marks = marks + 1 if unicodedata.combining(letter) else 0
+        if not letter.isprintable():
+            kept.append(" ")
+        elif marks <= _MAX_MARKS:
+            kept.append(letter if ord(letter) in known else "\ufffd")
+    return "".join(kept)
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+    """Every code point that the font has a glyph for."""
+    return frozenset(FT2Font(findfont(_FONT)).get_charmap())

@@ -1,7 +1,8 @@
 """A PNG writer for 8-bit RGB and 8- and 16-bit grey: the "up" filter in NumPy, igzip for the deflate, chunks by hand.
 
-It takes a tenth of the time of OpenCV's or Pillow's fastest setting, at the same size: their deflate is what costs,
-and igzip does it in vectors. "Up" (W3C PNG, section 9.2) is the filter that is one subtraction of whole rows.
+Our own code and not a library's, because it is 7.9 times as fast as OpenCV's level 1 at the same size (`P8` of `make bench`):
+their deflate is what costs, and igzip does it in vectors. "Up" (W3C PNG, section 9.2) is the filter that is one subtraction of
+whole rows.
 """
 
 from __future__ import annotations

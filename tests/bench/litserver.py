@@ -10,9 +10,9 @@ import io
 from typing import Any
 
 import cv2
+import cyclopts
 import numpy as np
 import torch
-import typer
 from fastapi import Request, Response, UploadFile
 from PIL import Image
 from pytorch_grad_cam.utils.image import show_cam_on_image
@@ -59,11 +59,11 @@ class Explain(litserve.LitAPI):  # type: ignore[misc] # its base is only known w
         return Response(encoded.getvalue(), media_type="image/png")
 
 
-def main(model: str = "resnet50", port: int = 8002) -> None:
+def main(*, model: str = "resnet50", port: int = 8002) -> None:
     """Serves on the loopback."""
     server = litserve.LitServer(Explain(model), accelerator="cpu", workers_per_device=1, timeout=120)
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

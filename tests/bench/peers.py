@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from service.engine.cards.card import Card, read_cards
 from service.engine.sources import LoadedNetwork, load
-from service.vocabulary import Preprocessing
 from service.settings import Settings
+from service.vocabulary import Preprocessing
 
 
 class Explains(Protocol):

@@ -11,8 +11,8 @@ import threading
 from typing import Annotated, Any
 
 import cv2
+import cyclopts
 import numpy as np
-import typer
 import uvicorn
 from fastapi import FastAPI, File, Response, UploadFile
 from PIL import Image
@@ -68,10 +68,10 @@ def create_app(name: str) -> FastAPI:
     return app
 
 
-def main(model: str = "resnet50", port: int = 8001) -> None:
+def main(*, model: str = "resnet50", port: int = 8001) -> None:
     """Serves on the loopback."""
     uvicorn.run(create_app(model), port=port, log_level="warning")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cyclopts.run(main)

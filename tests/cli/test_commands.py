@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import csv
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from service import __version__
-from service.cli import OVERLAY_OPTIONS, app
-from service.cli.files import COLUMNS
+from service.cli import app, main
+from service.cli.explain_files import COLUMNS
+from service.explain.options import Options
 from service.settings import Settings
 from tests.cards import write_card
+from tests.commands import CommandResult, invoke
 from tests.photographs import CHELSEA, COFFEE
 
-WIDE = {"COLUMNS": "200", "TERMINAL_WIDTH": "200", "NO_COLOR": "1"}
+ANSWER_OPTIONS = {"heatmap", "overlay", "format", "evaluate", "channels"}  # of answers over HTTP only
+OVERLAY_OPTIONS = tuple(name for name in Options.model_fields if name not in ANSWER_OPTIONS)
+MAP_OPTIONS = (
+    "model", "layer", "class_id", "class_name", "versus", "top_k", "polarity", "scale", "fit", "clip_percent_lowerbound",
+    "clip_percent_upperbound",
+)  # fmt: skip
 
 
-def camserve(*arguments: str | Path) -> Result:
-    return CliRunner(env=WIDE).invoke(app, [str(argument) for argument in arguments])
+def camserve(*arguments: str | Path, columns: int = 200) -> CommandResult:
+    return invoke(app, *arguments, columns=columns)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -39,7 +47,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def explained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+def explained(tmp_path_factory: pytest.TempPathFactory) -> tuple[CommandResult, Path]:
     """Two photographs and a broken file, one folder down, explained with the embedded model."""
     images, out = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("results") / "deep" / "out"
     (images / "below").mkdir()
@@ -55,29 +63,74 @@ def test_the_version() -> None:
     assert (result.exit_code, result.stdout.strip()) == (0, __version__)
 
 
-def test_without_a_command_there_is_help() -> None:
-    result = camserve()
-    assert re.search(r"serve .*explain .*models ", result.output, re.DOTALL)
+def test_without_a_command_there_is_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["camserve"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert re.search(r"serve .*explain .*evaluate .*models .*bench ", capsys.readouterr().out, re.DOTALL)
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help"])
 @pytest.mark.parametrize(
     ("command", "options"),
     [
         ("serve", tuple(Settings.model_fields)),
-        ("explain", (*OVERLAY_OPTIONS, "out", "models_dir", "device", "threads")),
+        (
+            "explain",
+            (
+                *OVERLAY_OPTIONS,
+                "out",
+                "models_dir",
+                "device",
+                "random_weights",
+                "max_batch_size",
+                "max_image_pixels",
+                "threads",
+            ),
+        ),
+        (
+            "evaluate",
+            (*MAP_OPTIONS, "methods", "out", "models_dir", "device", "random_weights", "max_image_pixels", "threads"),
+        ),
+        (
+            "bench",
+            ("model", "rounds", "models_dir", "device", "precision", "engine", "random_weights", "max_batch_size", "threads"),
+        ),
         ("models", ("models_dir",)),
     ],
 )
-def test_help_names_every_option(command: str, options: tuple[str, ...]) -> None:
-    result = camserve(command, "--help")
+def test_help_names_every_option_and_no_other(command: str, options: tuple[str, ...], flag: str) -> None:
+    result = camserve(command, flag)
     assert result.exit_code == 0
-    missing = [name for name in options if f"--{name.replace('_', '-')} " not in result.output]
-    assert not missing
+    named = {name for name in re.findall(r"--([a-z-]+) ", result.stdout) if not name.startswith("no-")}
+    assert named == {name.replace("_", "-") for name in options}
+
+
+def test_help_fits_a_narrow_terminal_and_starts_with_the_most_used() -> None:
+    result = camserve("explain", "--help", columns=80)
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "…" not in result.stdout
+    groups = re.findall(r"╭─ (.+?) ─", result.stdout)
+    assert groups == [
+        "Arguments", "Options", "Model and method", "Classes", "Overlay", "Map", "Parameters of single methods", "Settings",
+    ]  # fmt: skip
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    source = (
+        "import sys; from service.cli import app\n"
+        "try: app(['explain', '--help'])\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert "--alpha" in ended.stdout
+    assert ended.stderr.strip() == "False"
 
 
 def test_models_lists_the_cards_by_their_whole_names() -> None:
-    for columns in ("200", "80"):
-        result = CliRunner(env=WIDE | {"COLUMNS": columns}).invoke(app, ["models"])
+    for columns in (200, 80):
+        result = camserve("models", columns=columns)
         assert result.exit_code == 0
         for name in ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "resnet50", "vgg16"):
             assert name in result.stdout
@@ -89,7 +142,7 @@ def test_models_of_a_folder_without_cards(tmp_path: Path) -> None:
     assert "no model cards" in result.stderr
 
 
-def test_a_folder_is_explained_and_what_is_broken_is_told(explained: tuple[Result, Path]) -> None:
+def test_a_folder_is_explained_and_what_is_broken_is_told(explained: tuple[CommandResult, Path]) -> None:
     result, out = explained
     assert result.exit_code == 1, result.output
     assert {path.name for path in out.iterdir()} == {"1-COFFEE.png", "3-cat.png", "explanations.csv"}
@@ -158,6 +211,10 @@ def test_an_option_reaches_the_image(tiny: Path, tmp_path: Path) -> None:
         (("--threads", "-1"), 2, "--threads"),
         (("--clip-percent-lowerbound", "90", "--clip-percent-upperbound", "10"), 2, "must be below"),
         (("--polarity", "sideways"), 2, "polarity"),
+        (("--polarity", "sideways"), 2, "--polarity: Input should be 'positive', 'negative' or 'both'"),
+        (("--alhpa", "0.5"), 2, "Unknown option: --alhpa. Did you mean --alpha?"),
+        (("--heatmap", "png"), 2, "--heatmap"),
+        (("--alpha",), 2, "--alpha requires an argument"),
         (("--model", "nope"), 3, "no card 'nope'"),
         (("--device", "cuda:63"), 3, "cuda:63 is not there"),
     ],
@@ -178,12 +235,38 @@ def test_no_images_in_a_folder(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
-    assert camserve("explain", tmp_path / "nowhere").exit_code == 2
+    result = camserve("explain", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert re.search(r"PATHS: .*nowhere.* does not exist", result.stderr)
+
+
+def test_paths_stand_before_and_behind_options(tiny: Path, tmp_path: Path) -> None:
+    result = camserve(
+        "explain", CHELSEA.path, "--models-dir", tiny, "--model", "tiny", COFFEE.path, "--out", tmp_path, "--size", "64"
+    )
+    assert result.exit_code == 0, result.output
+    assert [Path(row["file"]) for row in rows(tmp_path)] == [CHELSEA.path, COFFEE.path]
+
+
+def test_no_path_at_all() -> None:
+    result = camserve("explain")
+    assert result.exit_code == 2
+    assert "PATHS requires an argument" in result.stderr
+
+
+def test_an_unknown_command() -> None:
+    result = camserve("explian")
+    assert result.exit_code == 2
+    assert re.search(r'"explian".*serve, explain, evaluate, models, bench', result.stderr)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("--port", "99999"), "--port"), (("--models", "a,a"), "each card once"), (("--max-queue-size", "3"), "max_queue_size")],
+    [
+        (("--port", "99999"), "--port: Input should be less than or equal to 65535"),
+        (("--models", "a,a"), "each card once"),
+        (("--max-queue-size", "3"), "max_queue_size"),
+    ],
 )
 def test_a_bad_setting_stops_serve_before_anything_starts(arguments: tuple[str, ...], words: str) -> None:
     result = camserve("serve", *arguments)
@@ -191,8 +274,19 @@ def test_a_bad_setting_stops_serve_before_anything_starts(arguments: tuple[str, 
     assert words in result.stderr
 
 
-def test_a_bad_setting_of_the_environment_is_told_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("arguments", [(), ("--host", "::1")])
+def test_a_bad_setting_of_the_environment_is_told_alike(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAMSERVE_PORT", "http")
-    result = camserve("serve")
+    result = camserve("serve", *arguments)
     assert result.exit_code == 2
-    assert "port" in result.stderr
+    assert "CAMSERVE_PORT: Input should be a valid integer" in result.stderr
+
+
+def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMSERVE_API_KEYS", "sesame")
+    assert "sesame" not in camserve("serve", "--help").output
+    result = camserve("serve", "--api-keys", "cinnamon,nutmeg", "--admin-keys", "clove", "--port", "x")
+    assert result.exit_code == 2
+    assert "--port" in result.stderr
+    for secret in ("sesame", "cinnamon", "nutmeg", "clove"):
+        assert secret not in result.output

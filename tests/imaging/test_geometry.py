@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms import v2
 
-from service.imaging.geometry import Fit, InputSpec, Interpolation, place, prepare, resize_region, place_map
+from service.imaging.geometry import Fit, InputSpec, Interpolation, place, place_map, prepare, resize_region
 
 FILL = (124, 116, 104)
 SIZES = [(500, 375), (375, 500), (451, 300), (300, 300), (224, 224), (256, 256), (1023, 77), (60, 91), (333, 334)]

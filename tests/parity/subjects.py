@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.sources import LoadedNetwork
-from service.vocabulary import Preprocessing
 from service.engine.types import EngineRequest, EngineResult, MethodParameters
 from service.imaging.heatmap import Polarity, scale_maps
+from service.vocabulary import Preprocessing
 from tests.engine.methods.probing import normalised, random_image
 from tests.networks import VIT_SIDE, known
 from tests.parity.oracle import Maps, channels_last, tokens

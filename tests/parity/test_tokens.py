@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from service.engine.network import Network
 from service.engine.sources import LoadedNetwork
-from service.vocabulary import Preprocessing
 from service.engine.types import EngineRequest, EngineResult
 from service.imaging.heatmap import scale_maps
+from service.vocabulary import Preprocessing
 from tests.networks import seeded
 from tests.parity.oracle import channels_last, library, tokens
 

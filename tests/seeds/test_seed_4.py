@@ -12,9 +12,9 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from service.cli import app
+from tests.commands import invoke
 from tests.conftest import Running
 from tests.photographs import CHINA, COFFEE
 
@@ -66,7 +66,7 @@ def test_the_loop_over_a_folder(tmp_path: Path, front: bytes) -> None:
     (photos / "front.png").write_bytes(front)
     (photos / "coffee.png").write_bytes(COFFEE.data)
     out = tmp_path / "out"
-    result = CliRunner().invoke(app, ["explain", str(photos), "--out", str(out), "--color-map", "viridis", "--alpha", "0.6"])
+    result = invoke(app, "explain", photos, "--out", out, "--color-map", "viridis", "--alpha", "0.6")
     assert result.exit_code == 0, result.output
     with (out / "explanations.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -18,9 +18,9 @@ from service.engine.graph.layout import Layout, LayoutOverride, layout_of
 from service.engine.graph.split import split
 from service.engine.network import Network
 from service.engine.sources import LoadedNetwork
-from service.vocabulary import Preprocessing
 from service.engine.types import EngineRequest, EngineResult, LayerInfo
 from service.errors import ConfigurationError
+from service.vocabulary import Preprocessing
 from tests.networks import Pooled, network, seeded
 
 SIZE = (64, 96)

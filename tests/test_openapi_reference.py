@@ -10,8 +10,8 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.errors import CamserveError
 from service.explain.options import Options
-from service.reference import CURL, render
 from service.settings import Settings
+from tests.openapi_reference import CURL, render
 
 COMMITTED = Path(__file__).resolve().parent.parent / "openapi.md"
 

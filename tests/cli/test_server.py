@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from service.cli import FAILED_START
-from service.cli.serving import run
+from service.cli.server import run
 from service.errors import ConfigurationError
 from service.settings import Settings
 from tests.cards import write_card

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from service.cli import app
+from tests.commands import invoke
 from tests.photographs import COFFEE
 
 
@@ -22,8 +22,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_methods_are_compared(photos: Path, tmp_path: Path) -> None:
-    asked = ["evaluate", str(photos), "--methods", "gradcam,random_cam", "--out", str(tmp_path)]
-    result = CliRunner().invoke(app, asked)
+    result = invoke(app, "evaluate", photos, "--methods", "gradcam,random_cam", "--out", tmp_path)
     assert result.exit_code == 1  # one file could not be read
     assert "broken.png" in result.output
     for name in ("gradcam", "random_cam", "random map", "map of the centre"):
@@ -47,6 +46,6 @@ def test_methods_are_compared(photos: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_method_is_refused_before_anything_is_measured(photos: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["evaluate", str(photos), "--methods", "magic", "--out", str(tmp_path / "out")])
+    result = invoke(app, "evaluate", photos, "--methods", "magic", "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
-"""Writes openapi.md from the app's OpenAPI schema: `python -m service.reference > openapi.md`. A test holds the two together.
+"""Writes openapi.md from the app's OpenAPI schema: `python -m tests.openapi_reference > openapi.md`.
 
-Knows OpenAPI and Markdown, and one curl for each route; everything else it says comes from the schema.
+A test holds the two together. This file knows OpenAPI and Markdown, and one curl for each route; everything else comes from the
+schema.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def _anchor(heading: str) -> str:
 
 def main() -> None:
     """Prints the reference of the app."""
-    from service.app import create_app  # noqa: PLC0415 # the renderer itself needs no network
+    from service.app import create_app  # the renderer itself needs no network
 
     sys.stdout.write(render(create_app().openapi()))
 

@@ -8,17 +8,18 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from service.errors import DeadlineExceeded, EngineError, ImageError, ParameterInvalid
+from service.explain.deadline import Deadline
 from service.explain.explainer import Explainer
-from service.explain.options import Options
+from service.explain.options import ExplainOptions
+from service.explain.plan import ImageInput
 from service.explain.registry import Registry
-from service.explain.results import Answer, Explanation, ImageInput
+from service.explain.results import ExplainResult, Explanation
 from service.settings import Settings
 from service.telemetry import Metrics
 
@@ -28,23 +29,24 @@ SHOWN_ROWS = 40
 COLUMNS = ("file", "overlay", "class_id", "label", "wordnet_id", "probability", "logit", "raw_max", "blank", "error")
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """What became of one class of one file: a line of the table and of the CSV."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplanationRecord:
+    """The explanation of one class of one file, or why the file has none: a row of the table and of the CSV."""
 
     file: Path
     overlay: Path | None = None
-    found: Explanation | None = None
+    explanation: Explanation | None = None
     error: str = ""
 
     def cells(self) -> tuple[str, ...]:
-        """The line's values in order of `COLUMNS`."""
-        if self.found is None:
+        """The record's values in order of `COLUMNS`."""
+        if self.explanation is None:
             return (str(self.file), *[""] * (len(COLUMNS) - 2), self.error)
-        of = self.found.prediction
+        prediction = self.explanation
         return (
-            str(self.file), str(self.overlay or ""), str(of.class_id), of.label, of.wordnet_id or "", f"{of.probability:.6f}",
-            f"{of.logit:.6f}", f"{self.found.raw_max:.6g}", str(self.found.blank).lower(), "",
+            str(self.file), str(self.overlay or ""), str(prediction.class_id), prediction.label, prediction.wordnet_id or "",
+            f"{prediction.probability:.6f}", f"{prediction.logit:.6f}", f"{self.explanation.raw_max:.6g}",
+            str(self.explanation.blank).lower(), "",
         )  # fmt: skip
 
 
@@ -63,7 +65,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def explain_files(paths: Iterable[Path], folder: Path, options: Options, settings: Settings, out: Console) -> int:
+def explain_files(paths: Iterable[Path], folder: Path, options: ExplainOptions, settings: Settings, out: Console) -> int:
     """Explains every image, writes `folder/*.png` and `folder/explanations.csv`, prints a table.
 
     Returns:
@@ -75,16 +77,18 @@ def explain_files(paths: Iterable[Path], folder: Path, options: Options, setting
     """
     files = find_images(paths)
     folder.mkdir(parents=True, exist_ok=True)
-    lines = asyncio.run(_explain_all(files, folder, options, settings, out))
+    records = asyncio.run(_explain_all(files, folder, options, settings, out))
     with (folder / "explanations.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        writer.writerows(line.cells() for line in lines)
-    _print(lines, folder, out)
-    return len({line.file for line in lines if line.error})
+        writer.writerows(record.cells() for record in records)
+    _print(records, folder, out)
+    return len({record.file for record in records if record.error})
 
 
-async def _explain_all(files: Sequence[Path], folder: Path, options: Options, settings: Settings, out: Console) -> list[Line]:
+async def _explain_all(
+    files: Sequence[Path], folder: Path, options: ExplainOptions, settings: Settings, out: Console
+) -> list[ExplanationRecord]:
     settings = settings.model_copy(update={"models": (options.model,)}) if options.model else settings
     metrics = Metrics()
     registry = Registry(settings, metrics)
@@ -98,53 +102,53 @@ async def _explain_all(files: Sequence[Path], folder: Path, options: Options, se
         with Progress(*columns, console=out, transient=True) as progress:
             task = progress.add_task("explaining", total=len(files))
 
-            async def one(number: int, file: Path) -> list[Line]:
+            async def explain(number: int, file: Path) -> list[ExplanationRecord]:
                 async with at_once:
                     name = f"{number:0{len(str(len(files)))}d}-{file.stem}" if len(files) > 1 else file.stem
-                    lines = await _explain_file(explainer, file, folder / f"{name}.png", options)
+                    records = await _explain_file(explainer, file, folder / f"{name}.png", options)
                 progress.advance(task)
-                return lines
+                return records
 
-            every = await asyncio.gather(*(one(number, file) for number, file in enumerate(files, 1)))
+            records_of_files = await asyncio.gather(*(explain(number, file) for number, file in enumerate(files, 1)))
         await registry.close()
-    return [line for lines in every for line in lines]
+    return [record for records in records_of_files for record in records]
 
 
-async def _explain_file(explainer: Explainer, file: Path, target: Path, options: Options) -> list[Line]:
+async def _explain_file(explainer: Explainer, file: Path, target: Path, options: ExplainOptions) -> list[ExplanationRecord]:
     """One image: its overlay, or where several classes are asked for a sheet with a row each."""
     try:
         data = await asyncio.to_thread(file.read_bytes)
     except OSError as error:
-        return [Line(file, error=error.strerror or "cannot be read")]
+        return [ExplanationRecord(file=file, error=error.strerror or "cannot be read")]
     several = len(options.class_id) + len(options.class_name) > 1 or (options.top_k or 1) > 1
-    drawing = options.model_copy(update={"overlay_type": "panel"}) if several else options
-    delivery: Literal["png"] = "png"
+    rendering = options.model_copy(update={"overlay_type": "panel"}) if several else options
     try:
-        answer = await explainer.explain(
-            [ImageInput(data, options.targets)], drawing, delivery, asyncio.get_running_loop().time() + DEADLINE_S
-        )
+        async with (deadline := Deadline(DEADLINE_S)).enforce():
+            answer = await explainer.explain([ImageInput(data, options.targets)], rendering, "png", deadline)
     except (ImageError, EngineError, DeadlineExceeded) as error:  # what is wrong with the options is wrong for every file
-        return [Line(file, error=error.detail)]
-    assert answer.document is not None
-    await asyncio.to_thread(target.write_bytes, answer.document.data)
-    return _lines(file, target, answer)
+        return [ExplanationRecord(file=file, error=error.detail)]
+    assert answer.media is not None
+    await asyncio.to_thread(target.write_bytes, answer.media.data)
+    return [
+        ExplanationRecord(file=file, overlay=target, explanation=explanation)
+        for result in answer.results
+        if isinstance(result, ExplainResult)
+        for explanation in result.explanations
+    ]
 
 
-def _lines(file: Path, target: Path, answer: Answer) -> list[Line]:
-    return [Line(file, target, explanation) for result in answer.results for explanation in result.explanations]
-
-
-def _print(lines: Sequence[Line], folder: Path, out: Console) -> None:
+def _print(records: Sequence[ExplanationRecord], folder: Path, out: Console) -> None:
     table = Table("file", "class", "probability", "overlay")
-    for line in lines[:SHOWN_ROWS]:
-        if line.found is None:
-            table.add_row(line.file.name, f"[red]{line.error}[/]", "", "")
+    for record in records[:SHOWN_ROWS]:
+        if record.explanation is None:
+            table.add_row(record.file.name, f"[red]{record.error}[/]", "", "")
         else:
-            of = line.found.prediction
+            prediction = record.explanation
+            overlay = record.overlay.name if record.overlay else ""
             table.add_row(
-                line.file.name, f"{of.class_id} {of.label}", f"{of.probability:.1%}", line.overlay.name if line.overlay else ""
+                record.file.name, f"{prediction.class_id} {prediction.label}", f"{prediction.probability:.1%}", overlay
             )
     out.print(table)
-    if len(lines) > SHOWN_ROWS:
-        out.print(f"... and {len(lines) - SHOWN_ROWS} more")
-    out.print(f"{len(lines)} explanations in {folder / 'explanations.csv'}", soft_wrap=True)
+    if len(records) > SHOWN_ROWS:
+        out.print(f"... and {len(records) - SHOWN_ROWS} more")
+    out.print(f"{len(records)} explanations in {folder / 'explanations.csv'}", soft_wrap=True)
