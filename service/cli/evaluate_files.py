@@ -96,7 +96,7 @@ async def _measure_all(
             await registry.start()
         explainer = Explainer(registry, settings, codecs, metrics)
         for method in methods:
-            registry.get(None).network.method(method)  # better now than after an hour
+            registry.get(None).network.resolve_method(method)  # better now than after an hour
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=out, transient=True) as progress:
             task = progress.add_task("measuring", total=len(files) * len(methods))

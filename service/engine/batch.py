@@ -39,7 +39,7 @@ class EngineRequest:
         classes: class ids to explain, in this order.
         best: where `classes` is empty: explain so many of the best classes; 0 only predicts.
         versus: class id whose logit is subtracted from the score, or None.
-        method: computes the maps; with `parameters`, all of its parameters, as `methods.resolve` gives them.
+        method: computes the maps; with `parameters`, all of its parameters, as `Network.resolve_method` gives them.
         layers: module paths to explain at, or () for the card's.
     """
 
@@ -228,9 +228,8 @@ def _image_result(batch: Batch, image: int, results: Sequence[HeadResult]) -> En
     request = batch.requests[image]
     method = request.method
     logits = results[0].logits
-    non_finite = InferenceNonFinite("The network's output for this image is not finite; nothing can be said about it.")
     if not np.isfinite(logits).all():
-        return non_finite
+        return _non_finite()
     explained = results if request.rows else []
     if isinstance(method, QueryMethod):
         try:
@@ -241,7 +240,7 @@ def _image_result(batch: Batch, image: int, results: Sequence[HeadResult]) -> En
         at = [batch.split.layers.index(layer) for layer in request.layers]
         maps = tuple(tuple(result.maps[layer] for layer in at) for result in explained)
     if not all(np.isfinite(grid).all() for grids in maps for grid in grids):
-        return non_finite
+        return _non_finite()
     return EngineResult(
         logits=logits,
         classes=tuple(result.class_id for result in explained),
@@ -250,3 +249,7 @@ def _image_result(batch: Batch, image: int, results: Sequence[HeadResult]) -> En
         engine=batch.split.trunk.engine,
         precision=batch.split.trunk.precision,
     )
+
+
+def _non_finite() -> InferenceNonFinite:
+    return InferenceNonFinite("The network's output for this image is not finite; nothing can be said about it.")

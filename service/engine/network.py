@@ -21,10 +21,11 @@ from service.engine.evaluation.faithfulness import evaluate
 from service.engine.graph.layout import LayoutOverride
 from service.engine.graph.runner import Checkpoint, ChunkedRunner, no_checkpoint
 from service.engine.graph.split import Split, split
-from service.engine.graph.split_cache import SplitCache
+from service.engine.graph.split_cache import SizedNetwork, SplitCache
 from service.engine.layer_statistics import default_layers, layer_statistics
 from service.engine.methods import METHODS
-from service.engine.methods.method import BatchedMethod, Method
+from service.engine.methods.augmentation import augmented
+from service.engine.methods.method import NO_PARAMETERS, BatchedMethod, Method
 from service.engine.runtimes import TORCH_FP32, RuntimeOptions, choose
 from service.engine.runtimes.precision import photographs
 from service.engine.runtimes.torch import TorchTrunk, Trunk
@@ -36,6 +37,7 @@ from service.engine.types import (
     LayerInfo,
     LayerStatisticsRequest,
     LayerStatisticsResult,
+    MethodParameters,
 )
 from service.errors import ConfigurationError, LayerNotFound, MethodNotApplicable
 
@@ -102,7 +104,7 @@ class Network:
         self._torch_split = split(graph, self.default_layers)
         self._default_split = self._calibrate(options)
         self.engine, self.precision = self._default_split.trunk.engine, self._default_split.trunk.precision
-        network = self._splits.at(self._size)
+        network = SizedNetwork(self._splits, self._size)
         self._misfits = {name: reason for name, method in METHODS.items() if (reason := method.why_not(network)) is not None}
         self.methods = tuple(name for name in METHODS if name not in self._misfits)
 
@@ -135,18 +137,25 @@ class Network:
                     f"GET /models/{self.name} lists all {len(self.layers)}."
                 )
 
-    def method(self, name: str) -> Method:
-        """The method of that name.
+    def resolve_method(self, name: str, asked: MethodParameters = NO_PARAMETERS) -> tuple[Method, MethodParameters]:
+        """The method that computes what a request asks for, with all of its parameters.
+
+        With `aug_smooth` a method that shares its batch becomes one that runs the network on augmented views.
 
         Raises:
-            MethodNotApplicable: there is none, or it does not fit this network; the message lists those that do.
+            MethodNotApplicable: there is none of that name, or it does not fit this network; the message lists those that do.
+            ParameterInvalid: a parameter is asked for that the method does not have.
         """
         fitting = f"Methods that fit this model: {', '.join(self.methods)}."
         if name not in METHODS:
             raise MethodNotApplicable(f"method: no such method. {fitting}")
         if name in self._misfits:
             raise MethodNotApplicable(f"{self._misfits[name]} {fitting}")
-        return METHODS[name]
+        method = METHODS[name]
+        parameters = method.with_defaults(asked)
+        if isinstance(method, BatchedMethod) and parameters.aug_smooth:
+            return augmented(method), parameters
+        return method, parameters
 
     def run(
         self, requests: Sequence[EngineRequest], checkpoints: Sequence[Checkpoint] | None = None
@@ -224,7 +233,7 @@ class Network:
             crossing = tuple(parts.trunk(images))
         return explain_batch(
             Batch(
-                network=self._splits.at(requests[0].size),
+                network=SizedNetwork(self._splits, requests[0].size),
                 images=images,
                 split=parts,
                 crossing=crossing,

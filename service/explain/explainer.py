@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from service.engine.batch import GRADCAM, EngineRequest
-from service.engine.methods import METHODS, resolve
+from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.types import EngineResult, Evaluation, EvaluationRequest
 from service.errors import ImageError, ParameterInvalid
@@ -147,7 +147,7 @@ class Explainer:
     ) -> Plan:
         """Everything that can be known, and refused, before a byte is decoded."""
         model = self._registry.get(options.model)
-        method, parameters = resolve(model.network.method(options.method), options.parameters)
+        method, parameters = model.network.resolve_method(options.method, options)
         model.network.check_layers(options.layer)
         if options.layer and not method.layered:
             raise ParameterInvalid(f"layer: {method.name} explains the whole network, not a layer. Leave it out.")

@@ -33,7 +33,7 @@ class Plan:
     """A request of /predict or /explain whose model, method and classes have been found.
 
     Attributes:
-        method, parameters: as `methods.resolve` gives them.
+        method, parameters: as `Network.resolve_method` gives them.
         selections: one per image.
     """
 

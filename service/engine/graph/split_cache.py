@@ -62,10 +62,6 @@ class SplitCache:
         self._attention: LRUCache[ImageSize, AttentionGraph] = LRUCache(KEPT_GRAPHS + 1)
         self.graph = self._export(size)
 
-    def at(self, size: ImageSize) -> SizedNetwork:
-        """The network for images of this size; nothing is exported yet."""
-        return SizedNetwork(self, size)
-
     def graph_at(self, size: ImageSize) -> NetworkGraph:
         """The graph for images of this size; of the card's own size without waiting while another one is exported."""
         if size == self._size:
