@@ -13,8 +13,8 @@ from starlette.middleware import Middleware
 
 from service import __version__
 from service.api import admin, catalogue, health, openapi, problems, routes
+from service.api.dependencies import Lifecycle, Services
 from service.api.middleware import ApiKeyMiddleware, HeadMiddleware, RequestLogMiddleware
-from service.api.services import Lifecycle, Services
 from service.errors import ConfigurationError
 from service.explain.explainer import Explainer
 from service.explain.registry import Registry
@@ -63,7 +63,7 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
         middleware=[
             Middleware(HeadMiddleware),
             Middleware(RequestLogMiddleware, metrics=metrics, lifecycle=services.lifecycle),
-            Middleware(ApiKeyMiddleware, keys=settings.api_keys),
+            *([Middleware(ApiKeyMiddleware, keys=settings.api_keys)] if settings.api_keys else []),
         ],
         redirect_slashes=False,  # a redirect would repeat the client's Host header
         redoc_url=None,

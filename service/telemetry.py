@@ -20,7 +20,6 @@ from prometheus_client.process_collector import ProcessCollector
 from structlog.typing import EventDict, Processor
 
 from service.settings import Settings
-from service.vocabulary import LaneName
 
 HANDLER_NAME: Final = "camserve"
 
@@ -94,7 +93,7 @@ class Metrics:
     """The service's Prometheus metrics, in a registry of their own so that several apps can live in one process.
 
     Who observes what: the HTTP side counts `requests`, `request_seconds` and `rejections`; the explainer `stage_seconds`,
-    `cache_requests` and `images`; the lanes of each model, through `LaneMetrics`, what carries the label `lane`; the model
+    `cache_requests` and `images`; the lanes of each model what carries the label `lane`; the model
     registry the rest. Labels come from closed sets: `route` is a route's template, `model` the name of a card or "", `lane`
     fast or slow, `code` a problem's code, `stage` one of decode, queue, infer and render, `result` one of hit, coalesced and
     miss.
@@ -149,28 +148,3 @@ class Metrics:
     def render(self) -> tuple[bytes, str]:
         """Everything measured so far, as Prometheus text, with its content type."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
-
-
-class LaneMetrics:
-    """The metrics of one lane of one model."""
-
-    def __init__(self, metrics: Metrics, model: str, lane: LaneName) -> None:
-        self._depth = metrics.queue_depth.labels(model, lane)
-        self._batch_size = metrics.batch_size.labels(model, lane)
-        self._batch_seconds = metrics.batch_seconds.labels(model, lane)
-        self._wait_seconds = metrics.queue_wait_seconds.labels(model, lane)
-        self._pass_seconds = metrics.pass_seconds.labels(model, lane)
-
-    def depth(self, items: int) -> None:
-        """So many items wait now."""
-        self._depth.set(items)
-
-    def wait(self, seconds: float) -> None:
-        """One item waited for so long."""
-        self._wait_seconds.observe(seconds)
-
-    def batch(self, items: int, seconds: float, seconds_per_pass: float) -> None:
-        """So many items ran together for so long; the mean time of one pass is now `seconds_per_pass`."""
-        self._batch_size.observe(items)
-        self._batch_seconds.observe(seconds)
-        self._pass_seconds.set(seconds_per_pass)

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
-from service.api.services import Phase, services_of
+from service.api.dependencies import Phase, services_of
 from service.app import create_app
 from service.errors import ConfigurationError
 from service.explain.registry import Registry

@@ -10,9 +10,9 @@ from fastapi.responses import Response
 
 from service import errors
 from service.api.auth import ApiKeySet, refusal
+from service.api.dependencies import Phase, Services, ServicesDependency
 from service.api.openapi import OTHER, answers, problems
 from service.api.responses import json_response
-from service.api.services import Phase, Services, ServicesDependency
 from service.explain.results import ModelInfo
 
 ModelName = Annotated[str, Path(description="Name of a model card, see GET /models.")]

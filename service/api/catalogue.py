@@ -8,9 +8,9 @@ from fastapi import APIRouter, Path
 from fastapi.responses import Response
 
 from service import errors
+from service.api.dependencies import ServicesDependency
 from service.api.openapi import OTHER, answers, problems
 from service.api.responses import json_response
-from service.api.services import ServicesDependency
 from service.explain.results import MethodList, ModelInfo, ModelList
 
 router = APIRouter(tags=["catalogue"])

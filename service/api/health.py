@@ -6,10 +6,10 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from service import __version__, errors
+from service.api.dependencies import Phase, ServicesDependency
 from service.api.openapi import answers, problems
 from service.api.responses import json_response
 from service.api.schemas import Welcome
-from service.api.services import Phase, ServicesDependency
 from service.explain.results import Health
 
 router = APIRouter(tags=["operations"])

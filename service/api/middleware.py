@@ -17,9 +17,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.auth import ApiKeySet, refusal
+from service.api.dependencies import Lifecycle, Phase, RequestLog, request_log_of
 from service.api.problems import internal_error, problem_response
-from service.api.request_log import RequestLog, request_log_of
-from service.api.services import Lifecycle, Phase
 from service.telemetry import Metrics
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -118,7 +117,7 @@ class RequestLogMiddleware:
 
 
 class ApiKeyMiddleware:
-    """With keys set, every path but the probes wants one: `Authorization: Bearer <key>` or `X-API-Key: <key>`.
+    """Every path but the probes wants an API key: `Authorization: Bearer <key>` or `X-API-Key: <key>`.
 
     What lies under /admin wants an operator's key, which it asks for itself.
     """
@@ -129,7 +128,7 @@ class ApiKeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 401."""
-        if scope["type"] != "http" or not self._keys or scope["path"] in PUBLIC_PATHS or scope["path"].startswith(ADMIN_PATHS):
+        if scope["type"] != "http" or scope["path"] in PUBLIC_PATHS or scope["path"].startswith(ADMIN_PATHS):
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)

@@ -96,7 +96,7 @@ def parse_targets(document: Mapping[str, Any], where: str, shared: Targets) -> T
     Args:
         document: the image's JSON object without its bytes.
         where: how to call it in a message, such as `images[0].`.
-        shared: the request's targets.
+        shared: the request's targets, its options as a whole.
 
     Raises:
         ParameterInvalid: as for options.
@@ -105,8 +105,8 @@ def parse_targets(document: Mapping[str, Any], where: str, shared: Targets) -> T
     given = own.model_dump(include=own.model_fields_set)
     if not given:
         return shared
-    kept = shared.model_dump(exclude={"class_id", "class_name"} if given.keys() & {"class_id", "class_name"} else set())
-    return Targets.model_validate(kept | given)
+    replaced = {"class_id", "class_name"} if given.keys() & {"class_id", "class_name"} else set()
+    return Targets.model_validate(shared.model_dump(include=Targets.model_fields.keys() - replaced) | given)
 
 
 def _parse(model: type[OptionsT], raw: Mapping[str, Any], where: str = "") -> OptionsT:

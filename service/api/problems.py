@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.api.dependencies import request_log_of
 from service.api.parameters import validation_detail
-from service.api.request_log import request_log_of
 from service.errors import (
     AuthInvalid,
     AuthRequired,

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, Path
 from fastapi.requests import Request
 from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from service import errors
-from service.api.disconnect import cancel_on_disconnect
-from service.api.negotiation import OFFERS, negotiate
+from service.api.dependencies import Phase, Services, ServicesDependency, request_log_of
 from service.api.openapi import problems, request_documentation, success
-from service.api.request_log import request_log_of
-from service.api.responses import answer_response
-from service.api.services import Phase, Services, ServicesDependency
+from service.api.responses import OFFERS, answer_response, negotiate
 from service.api.uploads import Upload, read_upload
-from service.explain.deadline import Deadline
 from service.explain.options import ExplainOptions, InspectOptions, PredictOptions
 from service.explain.results import Answer, ExplainResponse, InspectResponse, PredictResponse
+from service.explain.scheduler import Deadline
 from service.vocabulary import CachePolicy, Delivery
 
 PROBLEMS: Final = problems(
@@ -74,6 +74,7 @@ INSPECT: Final[dict[str, Any]] = {
 }
 
 ModelName = Annotated[str, Path(description="Name of a model card, see GET /models.")]
+Result = TypeVar("Result")
 OptionsT = TypeVar("OptionsT", ExplainOptions, InspectOptions)
 Ask = Callable[[Upload[OptionsT], Delivery, Deadline], Coroutine[Any, Any, Answer]]
 
@@ -198,6 +199,34 @@ async def _answer(
         answer = await cancel_on_disconnect(request.receive, ask(upload, delivery, deadline))
     log.answer = answer
     return answer_response(answer, log.id, response)
+
+
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """Runs the work to its end, or cancels it as soon as the client closes the connection.
+
+    Args:
+        receive: the request's ASGI channel; its body must have been read.
+        work: raises as it likes; cancelled here it must only clean up.
+
+    Raises:
+        ClientDisconnect: the client left first.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _cache_policy(request: Request) -> CachePolicy:

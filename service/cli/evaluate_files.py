@@ -19,12 +19,12 @@ from rich.table import Column, Table
 from service.cli.explain_files import DEADLINE_S, find_images
 from service.engine.types import Evaluation
 from service.errors import ImageError, ParameterInvalid
-from service.explain.deadline import Deadline
 from service.explain.explainer import Explainer
 from service.explain.options import ExplainOptions
 from service.explain.plan import ImageInput
 from service.explain.registry import Registry
 from service.explain.results import ExplainResult
+from service.explain.scheduler import Deadline
 from service.imaging.encode import encode_image
 from service.imaging.plots import GREY, OKABE_ITO, Curve, CurveChart, LineStyle, plot_curves
 from service.settings import Settings
@@ -116,7 +116,7 @@ async def _measure_all(
 
 async def _measure(explainer: Explainer, file: Path, method: str, options: ExplainOptions) -> list[MethodEvaluation]:
     asked = options.model_copy(update={"method": method, "evaluate": True, "heatmap": "none"})
-    image = ImageInput(await asyncio.to_thread(file.read_bytes), options.targets)
+    image = ImageInput(await asyncio.to_thread(file.read_bytes), options)
     async with (deadline := Deadline(DEADLINE_S)).enforce():
         answer = await explainer.explain([image], asked, "json", deadline)
     return [

@@ -14,12 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from service.errors import DeadlineExceeded, EngineError, ImageError, ParameterInvalid
-from service.explain.deadline import Deadline
 from service.explain.explainer import Explainer
 from service.explain.options import ExplainOptions
 from service.explain.plan import ImageInput
 from service.explain.registry import Registry
 from service.explain.results import ExplainResult, Explanation
+from service.explain.scheduler import Deadline
 from service.settings import Settings
 from service.telemetry import Metrics
 
@@ -124,7 +124,7 @@ async def _explain_file(explainer: Explainer, file: Path, target: Path, options:
     rendering = options.model_copy(update={"overlay_type": "panel"}) if several else options
     try:
         async with (deadline := Deadline(DEADLINE_S)).enforce():
-            answer = await explainer.explain([ImageInput(data, options.targets)], rendering, "png", deadline)
+            answer = await explainer.explain([ImageInput(data, options)], rendering, "png", deadline)
     except (ImageError, EngineError, DeadlineExceeded) as error:  # what is wrong with the options is wrong for every file
         return [ExplanationRecord(file=file, error=error.detail)]
     assert answer.media is not None

@@ -9,7 +9,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from service.api.services import Phase, services_of
+from service.api.dependencies import Phase, services_of
 from service.app import create_app
 from service.errors import ConfigurationError
 from service.settings import Settings

@@ -22,7 +22,7 @@ from service.engine.batch import EngineRequest
 from service.engine.methods.method import NO_PARAMETERS
 from service.engine.types import EngineResult, MethodParameters
 from service.errors import EngineError
-from service.explain.lane import BatchResult
+from service.explain.scheduler import BatchResult
 from service.vocabulary import CachePolicy, CacheStatus
 
 BY_COST: Final[tuple[CacheStatus, ...]] = get_args(CacheStatus)  # rising

@@ -16,10 +16,7 @@ from service.engine.network import Network
 from service.engine.types import EngineResult, Evaluation, EvaluationRequest
 from service.errors import ImageError, ParameterInvalid
 from service.explain.cache import CacheResult, costliest
-from service.explain.class_scores import ClassSelection, select_classes
-from service.explain.deadline import Deadline
-from service.explain.lane import BatchResult
-from service.explain.model import Model
+from service.explain.model import ClassSelection, Model, select_classes
 from service.explain.options import ExplainOptions, InspectOptions
 from service.explain.plan import ImageInput, InspectPlan, Plan
 from service.explain.preprocess import PreparedImage, preprocess
@@ -34,7 +31,7 @@ from service.explain.render import (
     render_predictions,
 )
 from service.explain.results import Answer, Media, MethodInfo, Timings
-from service.explain.scheduler import Checkpoint, Job, Reservation
+from service.explain.scheduler import BatchResult, Checkpoint, Deadline, Job, Reservation
 from service.imaging.headers import Limits
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -134,7 +131,7 @@ class Explainer:
             for method in METHODS.values()
         ]
 
-    # Before a byte is decoded -------------------------------------------------------------------------------------------------
+    # Before a byte is decoded -----------------------------------------------------------------------------------------------
 
     def _plan(
         self,
@@ -166,7 +163,7 @@ class Explainer:
         most = self._settings.max_classes_per_image
         return tuple(select_classes(image.targets, model.labels, explain=explain, max_classes=most) for image in images)
 
-    # Decode, infer, render ------------------------------------------------------------------------------------------------------
+    # Decode, infer, render --------------------------------------------------------------------------------------------------
 
     async def _answer_plan(self, plan: Plan, deadline: Deadline) -> Answer:
         options = plan.options

@@ -131,16 +131,6 @@ class ExplainOptions(ModelOptions, MethodParameters, Targets):
             raise ValueError("clip_percent_lowerbound must be below clip_percent_upperbound")
         return self
 
-    @property
-    def targets(self) -> Targets:
-        """The classes asked for, to be shared by every image that names none of its own."""
-        return _targets_of(self)
-
-    @property
-    def parameters(self) -> MethodParameters:
-        """The parameters of methods that are asked for."""
-        return MethodParameters.model_construct(**{name: getattr(self, name) for name in MethodParameters.model_fields})
-
 
 class InspectOptions(ModelOptions, Targets):
     """Every option of /inspect."""
@@ -150,12 +140,3 @@ class InspectOptions(ModelOptions, Targets):
     )
     channels: int = Field(8, ge=1, le=64, description="How many of a layer's strongest channels are shown.")
     color_map: ColorMap | None = Field(None, description="OpenCV colour map, or `none` for grey. `viridis` if not given.")
-
-    @property
-    def targets(self) -> Targets:
-        """As of `ExplainOptions`."""
-        return _targets_of(self)
-
-
-def _targets_of(options: Targets) -> Targets:
-    return Targets.model_construct(**{name: getattr(options, name) for name in Targets.model_fields})

@@ -11,8 +11,7 @@ from service.engine.methods.method import Method
 from service.engine.types import LayerStatisticsRequest, MethodParameters
 from service.errors import NotAcceptable, ParameterInvalid
 from service.explain.cache import CacheKey
-from service.explain.class_scores import ClassSelection
-from service.explain.model import Model
+from service.explain.model import ClassSelection, Model
 from service.explain.options import ExplainOptions, InspectOptions, Targets
 from service.explain.preprocess import PreparedImage
 from service.vocabulary import CachePolicy, Delivery, Fit, LaneName, Size

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from service.engine.types import EngineResult, Evaluation, LayerStatistics, LayerStatisticsResult
 from service.errors import ParameterInvalid
-from service.explain.class_scores import ClassScores, ClassSelection
-from service.explain.deadline import Deadline
+from service.explain.model import ClassScores, ClassSelection
 from service.explain.options import ExplainOptions, InspectOptions
 from service.explain.preprocess import PreparedImage
 from service.explain.results import (
@@ -30,6 +29,7 @@ from service.explain.results import (
     Prediction,
     PredictResult,
 )
+from service.explain.scheduler import Deadline
 from service.imaging import color_maps
 from service.imaging.encode import encode_grey, encode_image, encode_npy
 from service.imaging.geometry import fit_size, place_map, resize_image, resize_region

@@ -13,8 +13,8 @@ import numpy as np
 from fastapi import FastAPI
 from starlette.types import Message
 
-from service.api.negotiation import MEDIA_TYPES
-from service.api.services import services_of
+from service.api.responses import MEDIA_TYPES
+from service.api.dependencies import services_of
 from service.app import create_app
 from service.engine.types import Channel, Histogram
 from service.errors import ModelNotFound

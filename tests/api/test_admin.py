@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api.services import services_of
+from service.api.dependencies import services_of
 from service.errors import ModelNotFound
 from tests.api.standins import MODEL, StandInExplainer, StandInRegistry, client_of, make_app
 

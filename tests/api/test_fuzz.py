@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from schemathesis import Case
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from service.api.negotiation import MEDIA_TYPES
+from service.api.responses import MEDIA_TYPES
 from service.api.schemas import Problem
 from service.app import create_app
 from service.explain.options import ColorMap, Fit, Format, HeatmapEncoding, OverlayType, Polarity, Scale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from service.api.negotiation import OFFERS, negotiate
+from service.api.responses import OFFERS, negotiate
 from service.errors import NotAcceptable
 from service.explain.results import Delivery
 from tests.api.standins import StandInExplainer

@@ -9,8 +9,8 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
-from service.api.disconnect import cancel_on_disconnect
-from service.api.services import services_of
+from service.api.routes import cancel_on_disconnect
+from service.api.dependencies import services_of
 from tests.api.standins import StandInExplainer, StandInRegistry, client_of, make_app, speak
 
 pytestmark = pytest.mark.anyio

@@ -18,7 +18,7 @@ import skimage
 from PIL import Image
 
 from service.api.schemas import ExplainResponse, MethodList, ModelList, PredictResponse, Problem
-from service.api.services import services_of
+from service.api.dependencies import services_of
 from tests.conftest import Running
 
 CHELSEA = (Path(skimage.__file__).parent / "data" / "chelsea.png").read_bytes()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mypy import api as mypy
 
-from service.api.services import Lifecycle, Phase
+from service.api.dependencies import Lifecycle, Phase
 
 ROOT = Path(__file__).resolve().parents[2]
 # A line of a route, and the code of the error that mypy must find in it.
@@ -17,7 +17,7 @@ CALLS = {
     "services.regisrty": "attr-defined",
     "services.metrics = services.metrics": "misc",
 }
-ROUTE = "from service.api.services import ServicesDependency\nasync def route(services: ServicesDependency) -> None:\n"
+ROUTE = "from service.api.dependencies import ServicesDependency\nasync def route(services: ServicesDependency) -> None:\n"
 
 
 def test_mypy_refuses_a_wrong_call_in_a_route(tmp_path: Path) -> None:

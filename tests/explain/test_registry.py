@@ -9,7 +9,7 @@ import httpx
 import pytest
 import structlog
 
-from service.api.services import services_of
+from service.api.dependencies import services_of
 from service.app import create_app
 from service.engine.network import Network
 from service.errors import ConfigurationError, ModelNotFound, ModelUnhealthy, NotReady

@@ -62,7 +62,7 @@ def read(data: bytes, limits: Limits) -> Header:
         width=width,
         height=height,
         payload=b"".join(parts),
-        orientation=read_orientation(side.get(b"eXIf", b"")),
+        orientation=read_orientation(side[b"eXIf"]) if b"eXIf" in side else 1,
         transparent=_transparent(key, color, depth),
         deflated=deflated,
         inflated_size=_inflated_size(width, height, depth * _CHANNELS[color], interlaced=bool(interlace)),
