@@ -87,10 +87,15 @@ def known(name: str) -> nn.Module:
 
 
 def network(
-    module: nn.Module, *layers: str, size: int = 32, name: str = "test", plan: RuntimeOptions = TORCH_FP32, device: str = "cpu"
+    module: nn.Module,
+    *layers: str,
+    size: int = 32,
+    name: str = "test",
+    options: RuntimeOptions = TORCH_FP32,
+    device: str = "cpu",
 ) -> Network:
     """The engine's network around a module; images are scaled to -1..1."""
     preprocessing = Preprocessing(
         height=size, width=size, resize=size, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
     )
-    return Network(name, LoadedNetwork(module, preprocessing, "sha256:test"), layers, torch.device(device), plan=plan)
+    return Network(name, LoadedNetwork(module, preprocessing, "sha256:test"), layers, torch.device(device), options=options)

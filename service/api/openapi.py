@@ -13,8 +13,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from service.api.parameters import REPEATABLE
 from service.api.schemas import ExplainForm, ExplainJson, InspectForm, InspectJson, PredictForm, PredictJson, Problem
+from service.api.uploads import REPEATABLE
 from service.errors import CamserveError
 from service.explain.options import ExplainOptions, InspectOptions, PredictOptions
 from service.vocabulary import MEDIA_TYPES

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.dependencies import request_log_of
-from service.api.parameters import validation_detail
+from service.api.validation import validation_detail
 from service.errors import (
     AuthInvalid,
     AuthRequired,

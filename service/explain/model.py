@@ -63,11 +63,11 @@ def select_classes(targets: Targets, labels: LabelSet, *, explain: bool, max_cla
         ClassNotFound: an id or name that the model does not have.
         ParameterInvalid: more than `max_classes` classes.
     """
-    listed = min(targets.top_k or DEFAULT_TOP_K, len(labels))
+    listed = min(targets.top_k or DEFAULT_TOP_K, len(labels.labels))
     if not explain:
         return ClassSelection(classes=(), best=0, versus=None, listed=listed)
     classes = (*map(labels.check, targets.class_id), *map(labels.find, targets.class_name))
-    best = 0 if classes else min(targets.top_k or 1, len(labels))
+    best = 0 if classes else min(targets.top_k or 1, len(labels.labels))
     if max(len(classes), best) > max_classes:
         raise ParameterInvalid(f"class_id, class_name, top_k: at most {max_classes} classes of an image are explained at once.")
     versus = targets.versus
@@ -101,8 +101,8 @@ class ClassScores:
         """What the network says of one class."""
         return Prediction(
             class_id=class_id,
-            label=self._labels.label(class_id),
-            wordnet_id=self._labels.wordnet_id(class_id),
+            label=self._labels.labels[class_id],
+            wordnet_id=self._labels.wordnet_ids[class_id] if self._labels.wordnet_ids else None,
             probability=float(self._probabilities[class_id]),
             logit=float(self._logits[class_id]),
         )

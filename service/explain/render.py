@@ -30,11 +30,10 @@ from service.explain.results import (
     PredictResult,
 )
 from service.explain.scheduler import Deadline
-from service.imaging import color_maps
 from service.imaging.encode import encode_grey, encode_image, encode_npy
 from service.imaging.geometry import fit_size, place_map, resize_image, resize_region
 from service.imaging.heatmap import Heatmap, scale_maps
-from service.imaging.overlay import compose
+from service.imaging.overlay import colorize, compose, default_color_map, lut
 from service.imaging.panel import PanelRow, contact_sheet
 from service.imaging.tiles import Section, Tile, tile_sheet
 from service.vocabulary import MEDIA_TYPES, Box, Delivery, HeatmapOverlay, ImageMedia, Size
@@ -299,7 +298,7 @@ def _panel_row(explained: _ExplainedClass) -> PanelRow:
 
 
 def _contact_sheet(rows: Sequence[PanelRow], color_map: str | None, *, signed: bool) -> Pixels:
-    bar = color_maps.lut(color_map or color_maps.default(signed=signed))
+    bar = lut(color_map or default_color_map(signed=signed))
     return contact_sheet(rows, bar=bar, bar_ends=("against", "for") if signed else ("low", "high"))
 
 
@@ -366,7 +365,7 @@ def _feature_map(values: Map, color_map: str) -> Pixels:
     """From its own lowest to its own highest value."""
     low, high = float(values.min()), float(values.max())
     shades = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return color_maps.colorize(np.asarray(shades, np.float32), color_map, signed=False)
+    return colorize(np.asarray(shades, np.float32), color_map, signed=False)
 
 
 # Encoding -------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Untrusted bytes to an upright RGB image. Pillow decodes; whether it may is decided in `headers` before it sees a byte.
 
+Formats are told by their magic bytes only; file names and content types do not reach this room.
+
 The contract, for every format: the first frame, turned upright by its EXIF orientation, transparent parts over white, 16 bits
 cut to their high byte, CMYK as Pillow converts it, colour profiles ignored, and all of the pixels or none.
 
@@ -22,12 +24,13 @@ from numpy.typing import NDArray
 # Pillow looks plugins up in a table; these imports fill it, so that no plugin of another format is ever loaded.
 from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from service.imaging.headers import Format, Header, Limits, read_header
-from service.imaging.headers.base import corrupt, truncated
+from service.errors import ImageEmpty, UnsupportedImageType
+from service.imaging.headers import Header, Limits, corrupt, gif, jpeg, png, truncated, webp
+from service.vocabulary import ImageFormat
 
 Pixels = NDArray[np.uint8]
 
-_PILLOW_FORMAT: Final[dict[Format, str]] = {
+_PILLOW_FORMAT: Final[dict[ImageFormat, str]] = {
     "jpeg": JpegImagePlugin.JpegImageFile.format,
     "png": PngImagePlugin.PngImageFile.format,
     "webp": WebPImagePlugin.WebPImageFile.format,
@@ -56,7 +59,7 @@ class DecodedImage:
     """
 
     rgb: Pixels
-    format: Format
+    format: ImageFormat
     width: int
     height: int
     reduction: int = 1
@@ -93,6 +96,43 @@ def decode(data: bytes, limits: Limits, reducible: Callable[[int, int], float] =
         height=height,
         reduction=reduction,
     )
+
+
+def read_header(data: bytes, limits: Limits) -> Header:
+    """Tell the format of a file and check every claim of its header.
+
+    Args:
+        data: the whole file.
+        limits: bounds on size and complexity.
+
+    Returns:
+        The header, with the bytes that a decoder needs.
+
+    Raises:
+        ImageEmpty: no bytes.
+        UnsupportedImageType: not JPEG, PNG, WebP or GIF.
+        ImageError: the child that names what is wrong with the file.
+    """
+    if not data:
+        raise ImageEmpty("The image has no bytes. Check that the file was read before it was sent.")
+    if data.startswith(jpeg.MAGIC):
+        return jpeg.read(data, limits)
+    if data.startswith(png.MAGIC):
+        return png.read(data, limits)
+    if data.startswith(gif.MAGIC):
+        return gif.read(data, limits)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return webp.read(data, limits)
+    if _begins_a_magic(data):
+        raise truncated()
+    raise UnsupportedImageType("The bytes are not a JPEG, PNG, WebP or GIF image. Convert the image to one of these.")
+
+
+def _begins_a_magic(data: bytes) -> bool:
+    """Whether so few bytes came that a supported format may have been meant."""
+    if any(magic.startswith(data) for magic in (jpeg.MAGIC, png.MAGIC, *gif.MAGIC)):
+        return True
+    return len(data) < 12 and b"RIFF"[: len(data)] == data[:4] and b"WEBP".startswith(data[8:])
 
 
 def _reduction(header: Header, reducible: float) -> int:

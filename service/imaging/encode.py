@@ -1,8 +1,8 @@
 """Arrays to the bytes of a file: images as PNG, JPEG or WebP, maps as grey PNG or as ``.npy``.
 
 The PNG writer is our own code and not a library's, because it is 7.9 times as fast as OpenCV's level 1 at the same size (`P8`
-of `make bench`): their deflate is what costs, and igzip does it in vectors. Chunks are written by hand, and "up" (W3C PNG, section
-9.2) is the filter that is one subtraction of whole rows.
+of `make bench`): their deflate is what costs, and igzip does it in vectors. Chunks are written by hand, and "up" (W3C PNG,
+section 9.2) is the filter that is one subtraction of whole rows.
 """
 
 from __future__ import annotations

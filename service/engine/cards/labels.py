@@ -25,19 +25,16 @@ class LabelSet:
     def __len__(self) -> int:
         return len(self.descriptions)
 
-    def label(self, class_id: int) -> str:
-        """First lemma of a class's description: "tabby" of "tabby, tabby cat"."""
-        return self.descriptions[class_id].split(",")[0].strip()
-
-    def wordnet_id(self, class_id: int) -> str | None:
-        """WordNet id such as "n02123045", where the labels carry them."""
-        return self.wordnet_ids[class_id] if self.wordnet_ids else None
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """First lemma of each class's description: "tabby" of "tabby, tabby cat"."""
+        return tuple(description.split(",")[0].strip() for description in self.descriptions)
 
     @cached_property
     def _by_name(self) -> dict[str, list[int]]:
         ids: dict[str, list[int]] = defaultdict(list)
         for class_id, description in enumerate(self.descriptions):
-            for name in {description.casefold(), self.label(class_id).casefold()}:
+            for name in {description.casefold(), self.labels[class_id].casefold()}:
                 ids[name].append(class_id)
             if self.wordnet_ids:
                 ids[self.wordnet_ids[class_id]].append(class_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from service.errors import ImageTooComplex
-from service.imaging.headers.base import Header, Limits, check_size, corrupt, truncated
+from service.imaging.headers import Header, Limits, check_size, corrupt, truncated
 
 MAGIC = (b"GIF87a", b"GIF89a")
 

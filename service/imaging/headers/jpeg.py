@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from service.errors import ImageTooComplex, ImageUnsupportedFeature
-from service.imaging.headers.base import Header, Limits, check_size, corrupt, truncated
+from service.imaging.headers import Header, Limits, check_size, corrupt, truncated
 from service.imaging.headers.exif import read_orientation
 
 MAGIC = b"\xff\xd8\xff"

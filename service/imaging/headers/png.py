@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from isal import isal_zlib
 
 from service.errors import ImageTooComplex, ImageUnsupportedFeature
-from service.imaging.headers.base import Header, Limits, check_size, corrupt, truncated
+from service.imaging.headers import Header, Limits, check_size, corrupt, truncated
 from service.imaging.headers.exif import read_orientation
 
 MAGIC = b"\x89PNG\r\n\x1a\n"

@@ -10,8 +10,9 @@ import struct
 from collections.abc import Iterator
 
 from service.errors import ImageTooComplex
-from service.imaging.headers.base import Box, Header, Limits, check_size, corrupt, truncated
+from service.imaging.headers import Header, Limits, check_size, corrupt, truncated
 from service.imaging.headers.exif import read_orientation
+from service.vocabulary import Box
 
 _EXTENDED, _ANIMATED_FRAME = b"VP8X", b"ANMF"
 _LOSSY, _LOSSLESS, _ALPHA, _EXIF = b"VP8 ", b"VP8L", b"ALPH", b"EXIF"

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from service.engine.batch import EngineRequest
 from service.engine.cards.card import Card, read_cards
 from service.engine.cards.labels import read_labels
 from service.engine.network import Network
 from service.engine.sources import load
-from service.engine.types import EngineRequest, EngineResult
+from service.engine.types import EngineResult
 from service.settings import REPOSITORY_MODELS
 
 CARDS = read_cards(REPOSITORY_MODELS)
@@ -49,9 +50,9 @@ def test_a_card_is_loaded_exported_cut_and_explained(name: str) -> None:
     assert network.classes == len(read_labels(card))
     pre = network.preprocessing
     pixels = np.random.default_rng(0).integers(0, 255, (pre.height, pre.width, 3), np.uint8)
-    (outcome,) = network.run([EngineRequest(pixels=pixels, classes=(3, 281))])
-    assert isinstance(outcome, EngineResult)
-    first, second = (heat / np.abs(heat).max() for (heat,) in outcome.maps)
+    (result,) = network.run([EngineRequest(pixels=pixels, classes=(3, 281))])
+    assert isinstance(result, EngineResult)
+    first, second = (heat / np.abs(heat).max() for (heat,) in result.maps)
     assert first.size >= 9
     assert np.isfinite(first).all()
     # An untrained network finds little difference between places and classes, but far more than rounding makes (1e-6).

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from torchvision.models import VisionTransformer
 from service.engine.methods import METHODS
 from service.engine.methods.components import first_component
 from service.engine.methods.head import finer_score
+from service.engine.methods.method import BatchedMethod, QueryMethod
 from service.engine.network import Network
-from service.engine.types import EngineRequest, MethodParameters
+from service.engine.types import MethodParameters
 from service.errors import MethodNotApplicable
-from tests.engine.methods.probing import explained, normalised, random_image
+from tests.engine.methods.queries import normalised, random_image, request_for, run_one
 from tests.networks import Pooled, network, seeded
 
 CLASS_SPECIFIC = ("gradcam", "hirescam", "gradcam_elementwise", "gradcam_plusplus", "xgradcam", "layercam", "eigengradcam")
@@ -40,17 +42,9 @@ def net(module: Pooled) -> Network:
     return network(module, "block")
 
 
-def grid(
-    net: Network, method: str, class_id: int = 1, versus: int | None = None, *, aug_smooth: bool | None = None
-) -> NDArray[np.float32]:
-    work = EngineRequest(
-        pixels=random_image(32),
-        classes=(class_id,),
-        versus=versus,
-        method=method,
-        parameters=MethodParameters(aug_smooth=aug_smooth),
-    )
-    return explained(net, work).maps[0][0]
+def grid(net: Network, method: str, class_id: int = 1, versus: int | None = None, **parameters: Any) -> NDArray[np.float32]:
+    request = request_for(net, method, random_image(32), class_id, versus=versus, **parameters)
+    return run_one(net, request).maps[0][0]
 
 
 def activations(module: Pooled) -> Tensor:
@@ -110,7 +104,7 @@ def test_shapleycam_behind_attention_differentiates_twice() -> None:
     vit = seeded(VisionTransformer, 32, 8, 2, 2, 16, 32, num_classes=4)
     nn.init.normal_(vit.get_parameter("heads.head.weight"))  # born zero: no class, no gradient
     layer = "encoder.layers.encoder_layer_1.ln_1"
-    found = explained(network(vit, layer), EngineRequest(pixels=random_image(32), classes=(1,), method="shapleycam")).maps[0][0]
+    found = grid(network(vit, layer), "shapleycam")
     exact = copy.deepcopy(vit).double()
 
     def gradient(scale: float) -> tuple[Tensor, Tensor]:
@@ -135,27 +129,29 @@ def test_shapleycam_behind_attention_differentiates_twice() -> None:
 
 @pytest.mark.parametrize("method", SMOOTHED)
 def test_aug_smooth_is_the_mean_over_six_views(module: Pooled, net: Network, method: str) -> None:
-    cam, parameters = METHODS[method].cam, METHODS[method].defaults
-    assert cam is not None
+    batched = METHODS[method]
+    assert isinstance(batched, BatchedMethod)
     image = normalised(random_image(32))
     maps = []
     for mirrored in (False, True):
         for factor in (0.9, 1.0, 1.1):
             seen = module.block(module.stem((image.flip(-1) if mirrored else image) * factor)).requires_grad_()
             (felt,) = torch.autograd.grad(module.head(seen.mean((2, 3)))[:, 1].sum(), seen)
-            found = cam(seen.detach(), felt, parameters)[0]
+            found = batched.cam(seen.detach(), felt, batched.defaults)[0]
             maps.append(found.flip(-1) if mirrored else found)
     expected = torch.stack(maps).mean(0).numpy()
     np.testing.assert_allclose(grid(net, method, aug_smooth=True), expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_smoothed_and_plain_requests_share_a_batch(net: Network) -> None:
-    plain = EngineRequest(pixels=random_image(32), classes=(1,), parameters=METHODS["gradcam"].defaults)
-    smoothed = replace(plain, parameters=METHODS["gradcam"].resolve_parameters(MethodParameters(aug_smooth=True)))
+    plain = request_for(net, "gradcam", random_image(32), 1)
+    smoothed = request_for(net, "gradcam", random_image(32), 1, aug_smooth=True)
+    assert isinstance(plain.method, BatchedMethod)
+    assert isinstance(smoothed.method, QueryMethod)
     together = net.run([plain, smoothed])
-    for outcome, work in zip(together, (plain, smoothed), strict=True):
-        assert not isinstance(outcome, Exception)
-        np.testing.assert_allclose(outcome.maps[0][0], explained(net, work).maps[0][0], atol=1e-6)
+    for result, request in zip(together, (plain, smoothed), strict=True):
+        assert not isinstance(result, Exception)
+        np.testing.assert_allclose(result.maps[0][0], run_one(net, request).maps[0][0], atol=1e-6)
 
 
 def test_a_component_points_where_the_sum_does() -> None:
@@ -175,28 +171,20 @@ def test_one_item_that_is_not_finite_spoils_only_itself() -> None:
 
 
 def test_gradcam_plusplus_is_zero_without_a_gradient() -> None:
-    cam = METHODS["gradcam_plusplus"].cam
-    assert cam is not None
+    batched = METHODS["gradcam_plusplus"]
+    assert isinstance(batched, BatchedMethod)
     seen = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(3))
-    assert not cam(seen, torch.zeros_like(seen), MethodParameters()).any()
+    assert not batched.cam(seen, torch.zeros_like(seen), MethodParameters()).any()
 
 
 def test_random_cam_depends_on_its_seed(net: Network) -> None:
-    one, other = (
-        explained(
-            net, EngineRequest(pixels=random_image(32), classes=(1,), method="random_cam", parameters=MethodParameters(seed=s))
-        ).maps[0][0]
-        for s in (1, 2)
-    )
+    one, other = (grid(net, "random_cam", seed=seed) for seed in (1, 2))
     assert np.abs(one - other).max() > 0.01
-    again = explained(
-        net, EngineRequest(pixels=random_image(32), classes=(2,), method="random_cam", parameters=MethodParameters(seed=1))
-    ).maps[0][0]
-    np.testing.assert_array_equal(one, again)
+    np.testing.assert_array_equal(one, grid(net, "random_cam", class_id=2, seed=1))
 
 
 def test_kernel_pca_refuses_a_layer_with_too_many_cells(module: Pooled) -> None:
     large = network(module, "stem", size=96)
-    (outcome,) = large.run([EngineRequest(pixels=random_image(96), classes=(1,), method="kpca_cam")])
-    assert isinstance(outcome, MethodNotApplicable)
-    assert "eigencam" in outcome.detail
+    (result,) = large.run([request_for(large, "kpca_cam", random_image(96), 1)])
+    assert isinstance(result, MethodNotApplicable)
+    assert "eigencam" in result.detail

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from service.engine.methods.superpixels import superpixels
 from service.engine.methods.surrogate import coalitions, ridge, shapley
-from tests.engine.methods.probing import explore, normalised, probe, random_image
+from tests.engine.methods.queries import explain_module, normalised, random_image
 from tests.networks import Pooled, seeded
 
 
@@ -42,13 +42,13 @@ def by_segment(segments: int) -> tuple[np.ndarray, np.ndarray, nn.Module]:
 
 def test_kernel_shap_of_a_linear_score_is_exact() -> None:
     labels, expected, module = by_segment(12)
-    found = explore(probe(module, IMAGE, "kernel_shap", 1, segments=12, samples=64)).numpy()
+    found = explain_module(module, IMAGE, "kernel_shap", 1, segments=12, samples=64).numpy()
     np.testing.assert_allclose(found, expected[labels], atol=1e-5)
 
 
 def test_lime_of_a_linear_score_ranks_as_its_weights_do() -> None:
     labels, expected, module = by_segment(12)
-    found = explore(probe(module, IMAGE, "lime", 1, segments=12, samples=256)).numpy()
+    found = explain_module(module, IMAGE, "lime", 1, segments=12, samples=256).numpy()
     own = [found[labels == label][0] for label in range(len(expected))]
     assert np.corrcoef(own, expected)[0, 1] > 0.999
     assert np.array_equal(np.argsort(own)[-3:], np.argsort(expected)[-3:])
@@ -87,7 +87,7 @@ def test_ridge_is_scikit_learns() -> None:
 
 @pytest.mark.parametrize("method", ["lime", "kernel_shap"])
 def test_the_same_seed_gives_the_same_map_and_another_another(method: str) -> None:
-    one, again, other = (explore(probe(seeded(Pooled), IMAGE, method, 2, samples=30, segments=9, seed=s)) for s in (1, 1, 2))
+    one, again, other = (explain_module(seeded(Pooled), IMAGE, method, 2, samples=30, segments=9, seed=s) for s in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
 
@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_map_and_another_another(method: str) -> No
 @pytest.mark.parametrize("method", ["lime", "kernel_shap"])
 @pytest.mark.parametrize(("samples", "segments"), [(1, 2), (1, 40), (7, 500)])
 def test_few_samples_or_tiny_segments_still_give_numbers(method: str, samples: int, segments: int) -> None:
-    found = explore(probe(seeded(Pooled), normalised(random_image(16)), method, 2, samples=samples, segments=segments))
+    found = explain_module(seeded(Pooled), normalised(random_image(16)), method, 2, samples=samples, segments=segments)
     assert torch.isfinite(found).all()
 
 

@@ -11,11 +11,13 @@ import torch
 from structlog.testing import capture_logs
 from torch import Tensor, nn
 
+from service.engine.batch import EngineRequest
 from service.engine.cards.card import Card
+from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.runtimes import TORCH_FP32, RuntimeOptions, openvino
 from service.engine.runtimes import torch as eager
-from service.engine.types import EngineRequest, EngineResult, LayerStatisticsRequest
+from service.engine.types import EngineResult, LayerStatisticsRequest
 from service.errors import ConfigurationError
 from tests.cards import write_card
 from tests.networks import Pooled, network, seeded
@@ -38,26 +40,26 @@ def module() -> nn.Module:
     return seeded(Pooled)
 
 
-def fallbacks(monkeypatch: pytest.MonkeyPatch, plan: RuntimeOptions) -> tuple[Network, list[str]]:
+def fallbacks(monkeypatch: pytest.MonkeyPatch, options: RuntimeOptions) -> tuple[Network, list[str]]:
     def convert(trunk: object, example: object) -> object:
         raise RuntimeError("\nNo conversion rule found for operations: aten.riddle.default\n")
 
     monkeypatch.setattr(openvino, "convert", convert)
     with capture_logs() as logs:
-        net = network(module(), "block", plan=plan)
+        net = network(module(), "block", options=options)
     return net, [f"{log['wanted']}: {log['reason']}" for log in logs if log["event"] == "engine_fallback"]
 
 
 def test_openvino_runs_the_trunk_on_a_cpu_unless_told_otherwise() -> None:
-    assert network(module(), "block", plan=RuntimeOptions(engine="auto", precision="fp32")).engine == "openvino"
-    assert network(module(), "block", plan=RuntimeOptions(engine="torch", precision="fp32")).engine == "torch"
+    assert network(module(), "block", options=RuntimeOptions(engine="auto", precision="fp32")).engine == "openvino"
+    assert network(module(), "block", options=RuntimeOptions(engine="torch", precision="fp32")).engine == "torch"
 
 
 def test_where_openvino_is_missing_torch_takes_its_place_and_asking_for_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "available", lambda: False)
-    assert network(module(), "block", plan=RuntimeOptions(engine="auto", precision="fp32")).engine == "torch"
+    assert network(module(), "block", options=RuntimeOptions(engine="auto", precision="fp32")).engine == "torch"
     with pytest.raises(ConfigurationError, match="card test: engine openvino is not installed; install it, or use auto"):
-        network(module(), "block", plan=RuntimeOptions(engine="openvino", precision="fp32"))
+        network(module(), "block", options=RuntimeOptions(engine="openvino", precision="fp32"))
 
 
 def test_a_network_that_openvino_cannot_run_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +67,7 @@ def test_a_network_that_openvino_cannot_run_falls_back_and_says_why(monkeypatch:
     assert net.engine == "torch"
     assert reasons == ["openvino: No conversion rule found for operations: aten.riddle.default"]
     with pytest.raises(ConfigurationError, match=r"card test: engine openvino cannot run this network: .*riddle"):
-        network(module(), "block", plan=RuntimeOptions(engine="openvino", precision="fp32"))
+        network(module(), "block", options=RuntimeOptions(engine="openvino", precision="fp32"))
 
 
 def test_an_engine_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +81,7 @@ def test_an_engine_that_computes_something_else_is_refused(monkeypatch: pytest.M
 
     monkeypatch.setattr(openvino, "convert", broken)
     with capture_logs() as logs:
-        net = network(module(), "block", plan=RuntimeOptions(engine="auto", precision="fp32"))
+        net = network(module(), "block", options=RuntimeOptions(engine="auto", precision="fp32"))
     assert net.engine == "torch"
     (reason,) = [log["reason"] for log in logs if log["event"] == "engine_fallback"]
     assert "its answers are not torch's" in reason
@@ -90,8 +92,8 @@ def test_bf16_where_answers_stay_the_same_and_it_is_faster(monkeypatch: pytest.M
     monkeypatch.setattr(openvino, "has_bf16", lambda: True)
     monkeypatch.setattr("service.engine.runtimes.has_bf16", lambda _: True)
     monkeypatch.setattr("service.engine.runtimes.speedup", lambda *_: 1.5)
-    plan = RuntimeOptions(engine="torch" if engine == "torch" else "openvino", precision="auto")
-    net = network(module(), "block", plan=plan)
+    options = RuntimeOptions(engine="torch" if engine == "torch" else "openvino", precision="auto")
+    net = network(module(), "block", options=options)
     assert (net.engine, net.precision) == (engine, "bf16")
     (found,) = net.run([EngineRequest(pixels=IMAGE, best=1)])
     (exact,) = network(module(), "block").run([EngineRequest(pixels=IMAGE, best=1)])
@@ -100,14 +102,14 @@ def test_bf16_where_answers_stay_the_same_and_it_is_faster(monkeypatch: pytest.M
     assert (found.engine, found.precision) == (engine, "bf16")
     assert np.corrcoef(found.maps[0][0].ravel(), exact.maps[0][0].ravel())[0, 1] > 0.99
     monkeypatch.setattr("service.engine.runtimes.speedup", lambda *_: 1.05)
-    assert network(module(), "block", plan=plan).precision == "fp32"
+    assert network(module(), "block", options=options).precision == "fp32"
 
 
 def test_bf16_is_refused_where_the_best_class_or_the_map_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.engine.runtimes.has_bf16", lambda _: True)
     monkeypatch.setattr("service.engine.runtimes.speedup", lambda *_: 9.0)
     with capture_logs() as logs:
-        net = network(seeded(Rounded), "block", plan=RuntimeOptions(engine="torch", precision="auto"))
+        net = network(seeded(Rounded), "block", options=RuntimeOptions(engine="torch", precision="auto"))
     assert net.precision == "fp32"
     (refused,) = [log["bf16_refused"] for log in logs if log["event"] == "precision"]
     assert "photograph" in refused
@@ -118,27 +120,25 @@ def test_bf16_asked_for_by_name_needs_hardware(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(openvino, "has_bf16", lambda: False)
     for engine in (TORCH_FP32.engine, RuntimeOptions().engine):
         with pytest.raises(ConfigurationError, match="card test: precision bf16: this hardware does not compute in it"):
-            network(module(), "block", plan=RuntimeOptions(engine=engine, precision="bf16"))
-        assert network(module(), "block", plan=RuntimeOptions(engine=engine, precision="auto")).precision == "fp32"
+            network(module(), "block", options=RuntimeOptions(engine=engine, precision="bf16"))
+        assert network(module(), "block", options=RuntimeOptions(engine=engine, precision="auto")).precision == "fp32"
 
 
 def test_every_answer_says_what_computed_it() -> None:
-    net = network(module(), "block", plan=RuntimeOptions(engine="openvino", precision="fp32"))
+    net = network(module(), "block", options=RuntimeOptions(engine="openvino", precision="fp32"))
     other_size = np.zeros((48, 48, 3), np.uint8)
-    works = [
+    requests = [
         EngineRequest(pixels=IMAGE, best=1),
         EngineRequest(pixels=IMAGE, best=1, layers=("stem",)),
         EngineRequest(pixels=IMAGE),
         EngineRequest(pixels=IMAGE, best=1, layers=("block",)),
         EngineRequest(pixels=other_size, best=1),
-        EngineRequest(pixels=IMAGE, best=1, method="saliency"),
+        EngineRequest(pixels=IMAGE, best=1, method=METHODS["saliency"]),
     ]
-    found = [outcome.engine for outcome in net.run(works) if isinstance(outcome, EngineResult)]
+    found = [result.engine for result in net.run(requests) if isinstance(result, EngineResult)]
     assert found == ["openvino", "torch", "openvino", "openvino", "torch", "torch"]
-    assert (
-        net.inspect(LayerStatisticsRequest(pixels=IMAGE, class_id=None, versus=None, layers=("block",), channels=3)).engine
-        == "torch"
-    )
+    statistics = net.layer_statistics(LayerStatisticsRequest(pixels=IMAGE, layers=("block",), channels=3))
+    assert statistics.engine == "torch"
 
 
 def test_a_card_overrides_the_service(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_card_overrides_the_service(tmp_path: Path) -> None:
 
 def test_a_trunk_in_half_precision_gives_float32() -> None:
     net = network(module(), "block")
-    trunk = net._exact.trunk
+    trunk = net._torch_split.trunk
     assert isinstance(trunk, eager.TorchTrunk)
     (value,) = trunk.halved()(torch.zeros(1, 3, 32, 32))
     assert value.dtype == torch.float32

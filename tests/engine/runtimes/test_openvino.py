@@ -12,12 +12,13 @@ import torch
 from structlog.testing import capture_logs
 from torch import Tensor, nn
 
+from service.engine.batch import EngineRequest
 from service.engine.graph.export import export
 from service.engine.graph.split import Split, split
 from service.engine.network import Network
 from service.engine.runtimes import RuntimeOptions, openvino
 from service.engine.runtimes.torch import TorchTrunk
-from service.engine.types import EngineRequest, EngineResult
+from service.engine.types import EngineResult
 from tests.networks import Pooled, network, seeded
 
 pytest.importorskip("openvino")
@@ -72,13 +73,13 @@ def module_of(name: str) -> nn.Module:
     return seeded(SMALL[name][0])
 
 
-def works_of(count: int, size: int) -> list[EngineRequest]:
+def requests_of(count: int, size: int) -> list[EngineRequest]:
     pixels = np.random.default_rng(3).integers(0, 256, (count, size, size, 3), np.uint8)
     return [EngineRequest(pixels=image, best=2) for image in pixels]
 
 
-def outcomes(net: Network, works: list[EngineRequest]) -> list[EngineResult]:
-    return [outcome for outcome in net.run(works) if isinstance(outcome, EngineResult)]
+def results_of(net: Network, requests: list[EngineRequest]) -> list[EngineResult]:
+    return [result for result in net.run(requests) if isinstance(result, EngineResult)]
 
 
 def parts_of(name: str, calls: int = 1) -> tuple[Split, openvino.OpenVINOTrunk]:
@@ -92,10 +93,10 @@ def parts_of(name: str, calls: int = 1) -> tuple[Split, openvino.OpenVINOTrunk]:
 def test_maps_are_those_of_torch_for_every_batch_size(name: str) -> None:
     layers = [SMALL[name][1]] if SMALL[name][1] else []
     exact = network(module_of(name), *layers, size=64)
-    fast = network(module_of(name), *layers, size=64, plan=OPENVINO)
+    fast = network(module_of(name), *layers, size=64, options=OPENVINO)
     for count in BATCHES:
-        works = works_of(count, 64)
-        expected, found = outcomes(exact, works), outcomes(fast, works)
+        requests = requests_of(count, 64)
+        expected, found = results_of(exact, requests), results_of(fast, requests)
         assert len(expected) == len(found) == count
         assert {(one.engine, one.precision) for one in expected} == {("torch", "fp32")}
         assert {(one.engine, one.precision) for one in found} == {("openvino", "fp32")}

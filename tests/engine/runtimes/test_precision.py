@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.runtimes.precision import disagreement, photographs, speedup
-from service.engine.runtimes.torch import Precision
 from service.engine.types import EngineResult
+from service.vocabulary import Engine, Precision
 
 GRID = np.random.default_rng(0).normal(size=(7, 7)).astype(np.float32)
 
 
-def outcome(grid: NDArray[np.floating[Any]], best: int = 1) -> EngineResult:
+def result(grid: NDArray[np.floating[Any]], best: int = 1) -> EngineResult:
     logits = np.zeros(3, np.float32)
     logits[best] = 1
     return EngineResult(
@@ -36,26 +36,26 @@ def test_the_photographs_are_few_different_and_small() -> None:
 @pytest.mark.parametrize(
     ("found", "reason"),
     [
-        (outcome(GRID * 3 + 1), None),
-        (outcome(GRID, best=2), "the best class"),
-        (outcome(np.roll(GRID, 1)), "correlates by"),
-        (outcome(np.zeros((7, 7))), "correlates by 0.000"),
-        (outcome(-GRID), "correlates by -1.000"),
+        (result(GRID * 3 + 1), None),
+        (result(GRID, best=2), "the best class"),
+        (result(np.roll(GRID, 1)), "correlates by"),
+        (result(np.zeros((7, 7))), "correlates by 0.000"),
+        (result(-GRID), "correlates by -1.000"),
     ],
 )
 def test_answers_agree_in_class_and_map(found: EngineResult, reason: str | None) -> None:
-    told = disagreement([outcome(GRID), outcome(GRID)], [outcome(GRID), found])
+    told = disagreement([result(GRID), result(GRID)], [result(GRID), found])
     assert (told is None) if reason is None else (told is not None and reason in told)
 
 
 def test_maps_without_contrast_agree_with_their_like() -> None:
-    blank = outcome(np.zeros((7, 7)))
+    blank = result(np.zeros((7, 7)))
     assert disagreement([blank], [blank]) is None
-    assert disagreement([blank], [outcome(GRID)]) is not None
+    assert disagreement([blank], [result(GRID)]) is not None
 
 
 class Sleeper:
-    engine = "torch"
+    engine: Engine = "torch"
     precision: Precision = "fp32"
 
     def __init__(self, seconds: float) -> None:

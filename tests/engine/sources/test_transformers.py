@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from service.engine.batch import EngineRequest
 from service.engine.cards.card import Card
+from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.sources import load
 from service.engine.sources.transformers import preprocessing_of
-from service.engine.types import EngineRequest, EngineResult
+from service.engine.types import EngineResult
 from service.errors import ConfigurationError
-from service.imaging.geometry import InputSpec, place, prepare
+from service.imaging.geometry import place, resample
 from tests.engine.cards.test_card import GOOD, card
 from tests.images import scene
 
@@ -55,12 +57,13 @@ def test_a_checkpoint_gives_the_librarys_logits(tmp_path: Path) -> None:
 def test_its_attention_is_explained(tmp_path: Path) -> None:
     network = Network("tiny", load(with_weights(tmp_path, tiny().state_dict())), (), torch.device("cpu"))
     assert network.default_layers == ("vit.layers.1.layernorm_before",)
-    outcomes = network.run(
-        [EngineRequest(pixels=scene(64, 64), classes=(3,), method=name) for name in ("gradcam", "attention_rollout")]
-    )
-    for outcome in outcomes:
-        assert isinstance(outcome, EngineResult), outcome
-        assert outcome.maps[0][0].shape == (4, 4)
+    methods = [METHODS[name] for name in ("gradcam", "attention_rollout")]
+    requests = [
+        EngineRequest(pixels=scene(64, 64), classes=(3,), method=method, parameters=method.defaults) for method in methods
+    ]
+    for result in network.run(requests):
+        assert isinstance(result, EngineResult), result
+        assert result.maps[0][0].shape == (4, 4)
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -113,8 +116,7 @@ def test_images_are_prepared_as_the_library_prepares_them(family: str, args: dic
     processor = getattr(transformers, family)(**args)
     theirs = processor(Image.fromarray(scene(500, 375)), return_tensors="np")["pixel_values"][0]
     own = preprocessing_of(processor)
-    spec = InputSpec(height=own.height, width=own.width, resize=own.resize, interpolation=own.interpolation)
-    pixels = prepare(scene(500, 375), place(500, 375, spec, own.fit), spec, (0, 0, 0))
+    pixels = resample(scene(500, 375), place(500, 375, own, own.fit), own.interpolation, (0, 0, 0))
     ours = (pixels / 255 - np.array(own.mean)) / np.array(own.std)
     # One level of 255, divided by the standard deviation, where the two crop or round differently.
     assert np.abs(ours.transpose(2, 0, 1) - theirs).max() < 2.1 / 255 / min(own.std)
