@@ -99,9 +99,9 @@ async def _load(services: Services, on_fatal: Callable[[BaseException], None] | 
     try:
         await services.registry.start()
     except Exception as error:
-        log.critical("the models cannot be loaded", reason=str(error), exc_info=not isinstance(error, ConfigurationError))
+        log.critical("models_not_loaded", reason=str(error), exc_info=not isinstance(error, ConfigurationError))
         if on_fatal is not None:
             on_fatal(error)
     else:
         if services.lifecycle.serve():
-            log.info("ready", models=list(services.settings.models))
+            log.info("service_ready", models=list(services.settings.models))

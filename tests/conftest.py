@@ -39,7 +39,7 @@ def anyio_backend() -> str:
 def server() -> Iterator[Running]:
     """The default service, ready; with time enough for a machine that does other work beside the tests.
 
-    Every answer is the network's own: nothing is remembered.
+    Every answer is the network's own: nothing is cached.
     """
     with running(Settings(request_timeout_s=60, log_format="json", cache_entries=0)) as service:
         yield service
@@ -85,8 +85,8 @@ def running(settings: Settings) -> Iterator[Running]:
 # Matrices over many networks and methods, and whole galleries of models: `make test-slow` runs them.
 SLOW = (
     "parity/test_methods", "parity/test_ablation", "parity/test_scorecam", "parity/test_captum", "parity/test_guided",
-    "parity/test_surrogates", "parity/test_tokens", "seeds/", "test_measures", "test_faithfulness", "cli/test_evaluation",
-    "engine/test_cards",
+    "parity/test_surrogates", "parity/test_tokens", "seeds/", "test_measures", "test_faithfulness", "cli/test_evaluate_files",
+    "engine/cards/test_shipped_cards",
 )  # fmt: skip
 
 

@@ -17,9 +17,10 @@ from PIL import Image
 from service.engine.methods import METHODS
 from service.errors import MethodNotApplicable
 from service.explain.explainer import Explainer
-from service.explain.options import Options
+from service.explain.options import ExplainOptions
+from service.explain.plan import ImageInput
 from service.explain.registry import Registry
-from service.explain.results import ImageInput
+from service.explain.scheduler import Deadline
 from service.imaging.tiles import Section, Tile, tile_sheet
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -30,6 +31,7 @@ COLUMNS = 8
 FINE = "input gradient"  # the family whose maps are of single pixels
 TILE_WIDTH = 170
 COLORS = 256  # of the file's palette
+TILE_S = 3600.0  # for one map
 
 
 def main() -> None:
@@ -64,16 +66,16 @@ async def draw(methods: list[str]) -> Image.Image:
 async def _tiles(explainer: Explainer, photograph: Photograph, method: str) -> list[Tile]:
     # A few pixels outshine all others in maps of single pixels.
     top = 99 if METHODS[method].family == FINE else 100
-    options = Options(
+    options = ExplainOptions(
         method=method, class_id=(photograph.top[0],), fit="squash", size=2 * TILE_WIDTH, clip_percent_upperbound=top
     )
-    subject = ImageInput(photograph.data, options.targets)
     try:
-        answer = await explainer.explain([subject], options, "png", asyncio.get_running_loop().time() + 3600)
+        async with (deadline := Deadline(TILE_S)).enforce():
+            answer = await explainer.explain([ImageInput(photograph.data, options)], options, "png", deadline)
     except MethodNotApplicable:
         return []
-    assert answer.document is not None
-    return [Tile(np.asarray(Image.open(io.BytesIO(answer.document.data)).convert("RGB")), method)]
+    assert answer.media is not None
+    return [Tile(np.asarray(Image.open(io.BytesIO(answer.media.data)).convert("RGB")), method)]
 
 
 if __name__ == "__main__":

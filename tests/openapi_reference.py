@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 Json = Mapping[str, Any]
@@ -50,6 +50,8 @@ def render(schema: Json) -> str:
 
     Raises:
         KeyError: a route has no curl here.
+        ValueError: a route with the model in its path has other options than the one without.
+        ValueError: a route with the model in its path has other options than the one without.
     """
     return "\n".join(_lines(schema)) + "\n"
 
@@ -60,22 +62,20 @@ def _lines(schema: Json) -> Iterator[str]:
     yield "Written from the app's OpenAPI schema by `make openapi`; do not edit it by hand."
     yield ""
     yield from schema["info"]["description"].strip().splitlines()
-    operations = [
-        (f"{method.upper()} {path}", operation)
+    operations = {
+        f"{method.upper()} {path}": operation
         for path, methods in schema["paths"].items()
         for method, operation in methods.items()
-    ]
+    }
     yield ""
-    yield from _table(("route", "what"), ((f"[`{route}`](#{_anchor(route)})", op["summary"]) for route, op in operations))
+    yield from _table(("route", "what"), ((_link(route), operation["summary"]) for route, operation in operations.items()))
     yield ""
     yield "With API keys set, every route but the probes wants `Authorization: Bearer <key>` or `X-API-Key: <key>`."
-    for route, operation in operations:
-        yield from _route(route, operation)
-    yield from ("", "## Options", "")
-    yield "In the query string, as form fields or in the JSON body alike. An option in the body replaces the query string's; an"
-    yield "empty one counts as not given; an unknown one is a 422 that names it."
     yield ""
-    yield from _parameters(schema["paths"]["/explain"]["post"]["parameters"])
+    yield "Options go in the query string, as form fields or in the JSON body alike. An option in the body replaces the query"
+    yield "string's; an empty one counts as not given; an unknown one is a 422 that names it."
+    for route, operation in operations.items():
+        yield from _route(route, operation, operations)
     yield from ("", "## Shapes")
     for name, shape in schema["components"]["schemas"].items():
         yield from ("", f"### {name}", "")
@@ -89,21 +89,16 @@ def _lines(schema: Json) -> Iterator[str]:
         yield from _table(("field", "type", "required", "meaning"), rows)
 
 
-def _route(route: str, operation: Json) -> Iterator[str]:
+def _route(route: str, operation: Json, operations: Mapping[str, Json]) -> Iterator[str]:
     yield from ("", f"## {route}", "", *operation["description"].splitlines(), "")
     yield from ("```sh", *CURL[route].splitlines(), "```")
-    parameters = operation.get("parameters", ())
-    own = [parameter for parameter in parameters if parameter["in"] == "path"]
-    if own:
+    in_path, options = (_parameters(operation, place) for place in ("path", "query"))
+    if in_path:
         yield ""
-        yield from _parameters(own)
-    if len(parameters) > len(own):
-        left_out = (
-            ""
-            if any(parameter["name"] == "model" for parameter in parameters if parameter["in"] == "query")
-            else " but `model`"
-        )
-        yield from ("", f"Takes every option of [Options](#options){left_out}.")
+        yield from _parameter_table("name", in_path)
+    if options:
+        yield ""
+        yield from _options(route, options, operations)
     if "requestBody" in operation:
         body = operation["requestBody"]
         yield from ("", body["description"], "")
@@ -122,6 +117,28 @@ def _route(route: str, operation: Json) -> Iterator[str]:
         yield from _table(("header", "meaning"), ((f"`{name}`", header["description"]) for name, header in headers.items()))
 
 
+def _options(route: str, options: Sequence[Json], operations: Mapping[str, Json]) -> Iterator[str]:
+    """A table; where the path names the model one sentence, for the route without it has the table."""
+    twin = route.replace("/models/{model}", "")
+    if twin == route:
+        yield from _parameter_table("option", options)
+        return
+    if options != [option for option in _parameters(operations[twin], "query") if option["name"] != "model"]:
+        raise ValueError(f"{route} has other options than {twin}")
+    yield f"Takes every option of [{twin}](#{_anchor(twin)}) but `model`."
+
+
+def _options(route: str, options: Sequence[Json], operations: Mapping[str, Json]) -> Iterator[str]:
+    """A table; where the path names the model one sentence, for the route without it has the table."""
+    twin = route.replace("/models/{model}", "")
+    if twin == route:
+        yield from _parameter_table("option", options)
+        return
+    if options != [option for option in _parameters(operations[twin], "query") if option["name"] != "model"]:
+        raise ValueError(f"{route} has other options than {twin}")
+    yield f"Takes every option of [{twin}](#{_anchor(twin)}) but `model`."
+
+
 def _response(status: str, response: Json) -> tuple[str, str, str]:
     kinds = ", ".join(
         f"`{kind}`: {_type(content['schema'])}" if "$ref" in content["schema"] else f"`{kind}`"
@@ -130,9 +147,13 @@ def _response(status: str, response: Json) -> tuple[str, str, str]:
     return status, response["description"], kinds
 
 
-def _parameters(parameters: Iterable[Json]) -> Iterator[str]:
+def _parameters(operation: Json, place: str) -> list[Json]:
+    return [parameter for parameter in operation.get("parameters", ()) if parameter["in"] == place]
+
+
+def _parameter_table(head: str, parameters: Iterable[Json]) -> Iterator[str]:
     yield from _table(
-        ("name", "type", "default", "meaning"),
+        (head, "type", "default", "meaning"),
         ((f"`{one['name']}`", _type(one["schema"]), _default(one["schema"]), one.get("description", "")) for one in parameters),
     )
 
@@ -176,6 +197,14 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
     yield "|" + " --- |" * len(head)
     for row in rows:
         yield f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in row)} |"
+
+
+def _link(route: str) -> str:
+    return f"[`{route}`](#{_anchor(route)})"
+
+
+def _link(route: str) -> str:
+    return f"[`{route}`](#{_anchor(route)})"
 
 
 def _anchor(heading: str) -> str:

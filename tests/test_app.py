@@ -86,7 +86,7 @@ async def test_models_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.Captu
         assert (await client.get("/livez")).status_code == 200
         assert (await client.get("/readyz")).status_code == 503
     lines = [orjson.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
-    reason = next(line["reason"] for line in lines if line["event"] == "the models cannot be loaded")
+    reason = next(line["reason"] for line in lines if line["event"] == "models_not_loaded")
     assert "nowhere.pth" in reason
 
 

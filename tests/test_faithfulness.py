@@ -11,13 +11,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from service.engine.batch import EngineRequest
 from service.engine.cards.card import read_cards
 from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.sources import load
-from service.engine.types import EngineRequest, EngineResult
+from service.engine.types import EngineResult
 from service.imaging.decode import decode
-from service.imaging.geometry import InputSpec, place, prepare
+from service.imaging.geometry import place, resample
 from service.imaging.headers import Limits
 from service.settings import REPOSITORY_MODELS
 from tests.conftest import Running
@@ -65,28 +66,27 @@ def networks() -> tuple[Network, Network]:
 def seen(networks: tuple[Network, Network]) -> list[NDArray[np.uint8]]:
     """The photographs as the network sees them."""
     own = networks[0].preprocessing
-    spec = InputSpec(height=own.height, width=own.width, resize=own.resize, interpolation=own.interpolation)
     decoded = [decode(photo.data, Limits()).rgb for photo in ALL]
-    return [prepare(rgb, place(rgb.shape[1], rgb.shape[0], spec, own.fit), spec, (0, 0, 0)) for rgb in decoded]
+    return [resample(rgb, place(rgb.shape[1], rgb.shape[0], own, own.fit), own.interpolation, (0, 0, 0)) for rgb in decoded]
 
 
 def ranks(grid: NDArray[np.float32]) -> NDArray[np.float64]:
     return grid.ravel().argsort().argsort().astype(np.float64)
 
 
-@pytest.mark.parametrize("method", OF_A_CLASS)
+@pytest.mark.parametrize("name", OF_A_CLASS)
 def test_shuffled_weights_of_the_head_change_the_map(
-    networks: tuple[Network, Network], seen: list[NDArray[np.uint8]], method: str
+    networks: tuple[Network, Network], seen: list[NDArray[np.uint8]], name: str
 ) -> None:
     correlations = []
-    parameters = METHODS[method].defaults
+    method = METHODS[name]
     classes = [photo.top[0] for photo in ALL]
-    works = [
-        EngineRequest(pixels=pixels, classes=(c,), method=method, parameters=parameters)
+    requests = [
+        EngineRequest(pixels=pixels, classes=(c,), method=method, parameters=method.defaults)
         for pixels, c in zip(seen, classes, strict=True)
     ]
-    for one, other in zip(*(network.run(works) for network in networks), strict=True):
+    for one, other in zip(*(network.run(requests) for network in networks), strict=True):
         assert isinstance(one, EngineResult)
         assert isinstance(other, EngineResult)
         correlations.append(np.corrcoef(ranks(one.maps[0][0]), ranks(other.maps[0][0]))[0, 1])
-    assert np.mean(correlations) < (0.97 if method in POSITIVE_ONLY else 0.5), correlations
+    assert np.mean(correlations) < (0.97 if name in POSITIVE_ONLY else 0.5), correlations

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import TypeAdapter
 
-from service.api.schemas import ExplainResponse, InspectResponse
 from service.engine.evaluation.faithfulness import STEPS
+from service.explain.results import ExplainResponse, InspectResponse
 from service.imaging.plots import GREY, OKABE_ITO
 from tests.conftest import Running
 from tests.photographs import CHELSEA, COFFEE
@@ -31,7 +32,7 @@ def array(server: Running, query: str) -> NDArray[np.float32]:
 
 def test_an_explanation_is_measured_beside_its_baselines(gallery: Running) -> None:
     response = post(gallery, "/explain?evaluate=true&heatmap=none", COFFEE.data)
-    answer = ExplainResponse.model_validate_json(response.content, strict=True)
+    answer = TypeAdapter(ExplainResponse).validate_json(response.content, strict=True)
     found = answer.results[0].explanations[0]
     measured = found.evaluation
     assert measured is not None
@@ -63,7 +64,7 @@ def test_the_curves_as_a_plot(gallery: Running) -> None:
 @pytest.mark.parametrize("layers", ["", "layer=blocks.2&layer=bn2&"])
 def test_layers_are_looked_into(server: Running, layers: str) -> None:
     response = post(server, f"/inspect?{layers}class_id={TABBY}&channels=5")
-    answer = InspectResponse.model_validate_json(response.content, strict=True)
+    answer = TypeAdapter(InspectResponse).validate_json(response.content, strict=True)
     inspection = answer.results[0].inspection
     assert inspection.class_id == TABBY
     names = [view.layer for view in inspection.layers]

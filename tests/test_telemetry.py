@@ -78,9 +78,11 @@ def test_every_metric_has_its_name() -> None:
     metrics.requests.labels("/explain", "m", "200").inc()
     metrics.request_seconds.labels("/explain").observe(0.1)
     metrics.stage_seconds.labels("decode").observe(0.1)
-    metrics.batch_size.labels("m").observe(4)
-    metrics.batch_seconds.labels("m").observe(0.1)
-    metrics.queue_depth.labels("m").set(3)
+    metrics.batch_size.labels("m", "fast").observe(4)
+    metrics.batch_seconds.labels("m", "fast").observe(0.1)
+    metrics.queue_depth.labels("m", "slow").set(3)
+    metrics.queue_wait_seconds.labels("m", "slow").observe(0.1)
+    metrics.pass_seconds.labels("m", "slow").set(0.25)
     metrics.rejections.labels("overloaded").inc()
     metrics.model_ready.labels("m").set(1)
     metrics.images.labels("m").inc(2)
@@ -93,9 +95,11 @@ def test_every_metric_has_its_name() -> None:
         'camserve_requests_total{model="m",route="/explain",status="200"} 1.0',
         'camserve_request_seconds_count{route="/explain"} 1.0',
         'camserve_stage_seconds_count{stage="decode"} 1.0',
-        'camserve_batch_size_bucket{le="4.0",model="m"} 1.0',
-        'camserve_batch_seconds_count{model="m"} 1.0',
-        'camserve_queue_depth{model="m"} 3.0',
+        'camserve_batch_size_bucket{lane="fast",le="4.0",model="m"} 1.0',
+        'camserve_batch_seconds_count{lane="fast",model="m"} 1.0',
+        'camserve_queue_depth{lane="slow",model="m"} 3.0',
+        'camserve_queue_wait_seconds_count{lane="slow",model="m"} 1.0',
+        'camserve_pass_seconds{lane="slow",model="m"} 0.25',
         'camserve_rejections_total{code="overloaded"} 1.0',
         'camserve_model_ready{model="m"} 1.0',
         'camserve_images_total{model="m"} 2.0',

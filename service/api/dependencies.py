@@ -7,7 +7,7 @@ code in between that learns something of the request writes it there.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -123,7 +123,7 @@ class RequestLog:
             fields["model"] = self.model
         if self.answer is not None:
             fields["images"] = [f"{r.image.format} {r.image.width}x{r.image.height}" for r in self.answer.results]
-            fields["stages_ms"] = self.answer.timings
+            fields["stages_ms"] = asdict(self.answer.timings)
             fields["batch_size"] = self.answer.batch_size
             if self.answer.cache is not None:
                 fields["cache"] = self.answer.cache

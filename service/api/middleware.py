@@ -92,7 +92,7 @@ class RequestLogMiddleware:
                 request_log.code = "client_closed_request"
             except Exception:
                 request_log.code = "internal"
-                log.exception("unhandled error")
+                log.exception("unhandled_error")
                 if started:
                     raise  # too late for an answer: the server must cut the connection
                 await problem_response(internal_error(), request_log.id)(scope, receive, observed_send)

@@ -90,7 +90,7 @@ def _answer(request: Request, error: CamserveError, headers: Mapping[str, str] |
     record = request_log_of(request.scope)
     record.code = error.code
     if error.status == 500:
-        log.error("request failed", code=error.code, exc_info=error)
+        log.error("request_failed", code=error.code, exc_info=error)
     return problem_response(error, record.id, headers)
 
 

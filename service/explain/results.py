@@ -165,7 +165,7 @@ class InspectResult(PredictResult):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Response:
+class _Envelope:
     __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
     id: Annotated[str, Field(description="The request's id.")]
@@ -175,21 +175,21 @@ class _Response:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictResponse(_Response):
+class PredictResponse(_Envelope):
     """The predictions for every image."""
 
     results: Annotated[tuple[PredictResult, ...], Field(description="One for each image, in the order sent.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExplainResponse(_Response):
+class ExplainResponse(_Envelope):
     """The explanations of every image."""
 
     results: Annotated[tuple[ExplainResult, ...], Field(description="One for each image, in the order sent.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InspectResponse(_Response):
+class InspectResponse(_Envelope):
     """What layers do, for every image."""
 
     results: Annotated[tuple[InspectResult, ...], Field(description="One for each image, in the order sent.")]

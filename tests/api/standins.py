@@ -4,118 +4,115 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import httpx
-import numpy as np
 from fastapi import FastAPI
 from starlette.types import Message
 
-from service.api.responses import MEDIA_TYPES
 from service.api.dependencies import services_of
 from service.app import create_app
-from service.engine.types import Channel, Histogram
+from service.engine.types import Channel, Histogram, LayerInfo, LayerStatistics
 from service.errors import ModelNotFound
-from service.explain.cache import CachePolicy, CacheStatus
 from service.explain.explainer import Explainer
-from service.explain.options import Options
+from service.explain.options import ExplainOptions, InspectOptions
+from service.explain.plan import ImageInput
 from service.explain.registry import Registry
 from service.explain.results import (
     Answer,
-    Delivery,
-    Encoded,
+    EncodedMedia,
+    ExplainResult,
     Explanation,
     ImageInfo,
-    ImageInput,
-    ImageResult,
     Inspection,
-    LayerInfo,
-    LayerStatistics,
+    InspectResult,
+    Media,
     MethodInfo,
     ModelIdentity,
     ModelInfo,
     Prediction,
+    PredictResult,
     Timings,
 )
+from service.explain.scheduler import Deadline
 from service.settings import Settings
+from service.vocabulary import MEDIA_TYPES, CachePolicy, CacheStatus, Delivery
 
 MODEL = "efficientnet_lite0"
+TIGER_CAT: dict[str, Any] = {
+    "class_id": 282, "label": "tiger cat", "wordnet_id": "n02123159", "probability": 0.39, "logit": 9.1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What the explainer was asked; `delivery` is None for predictions, `policy` where nothing is cached."""
+
+    images: tuple[ImageInput, ...]
+    options: ExplainOptions | InspectOptions
+    deadline: Deadline
+    delivery: Delivery | None = None
+    policy: CachePolicy | None = None
 
 
 @dataclass
 class StandInExplainer:
     """Answers at once, from what it was given alone; remembers what it was asked."""
 
-    calls: list[tuple[tuple[ImageInput, ...], Options, Delivery | None, float]] = field(default_factory=list)
-    reuses: list[CachePolicy] = field(default_factory=list)
-    source: CacheStatus | None = None
+    calls: list[Call] = field(default_factory=list)
+    cache: CacheStatus | None = None
     fail_with: BaseException | None = None
     wait: asyncio.Event | None = None
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: bool = False
 
     @property
-    def subjects(self) -> tuple[ImageInput, ...]:
-        return self.calls[-1][0]
+    def images(self) -> tuple[ImageInput, ...]:
+        return self.calls[-1].images
 
     @property
-    def options(self) -> Options:
-        return self.calls[-1][1]
+    def options(self) -> ExplainOptions:
+        options = self.calls[-1].options
+        assert isinstance(options, ExplainOptions)
+        return options
 
     @property
     def delivery(self) -> Delivery | None:
-        return self.calls[-1][2]
+        return self.calls[-1].delivery
 
     async def explain(
-        self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery, deadline: float, reuse: CachePolicy = "use"
+        self,
+        images: Sequence[ImageInput],
+        options: ExplainOptions,
+        delivery: Delivery,
+        deadline: Deadline,
+        policy: CachePolicy = "use",
     ) -> Answer:
-        self.reuses.append(reuse)
-        await self._work(subjects, options, delivery, deadline)
-        results = tuple(_result(subject, options) for subject in subjects)
-        document = (
-            None if delivery == "json" else Encoded(media_type=MEDIA_TYPES[delivery], width=2, height=1, data=b"an image")
-        )
-        return Answer(
-            model=_identity(options),
-            results=results,
-            timings=Timings(decode=1.0, queue=0.25, infer=2.5, render=0.5, total=4.25),
-            batch_size=len(subjects),
-            document=document,
-            cache=self.source,
-        )
+        await self._work(Call(images=tuple(images), options=options, deadline=deadline, delivery=delivery, policy=policy))
+        results = tuple(_explain_result(image, options) for image in images)
+        return replace(_answer(options, results), media=_media(delivery, b"an image"), cache=self.cache)
 
     async def predict(
-        self, subjects: Sequence[ImageInput], options: Options, deadline: float, reuse: CachePolicy = "use"
+        self, images: Sequence[ImageInput], options: ExplainOptions, deadline: Deadline, policy: CachePolicy = "use"
     ) -> Answer:
-        self.reuses.append(reuse)
-        await self._work(subjects, options, None, deadline)
-        results = tuple(
-            ImageResult(image=one.image, predictions=one.predictions, explanations=())
-            for one in (_result(subject, options) for subject in subjects)
-        )
-        return Answer(
-            model=_identity(options),
-            results=results,
-            timings=Timings(decode=1.0, queue=0.25, infer=2.5, render=0.0, total=3.75),
-            batch_size=len(subjects),
-        )
+        await self._work(Call(images=tuple(images), options=options, deadline=deadline, policy=policy))
+        results = tuple(PredictResult(image=_image_info(image), predictions=(Prediction(**TIGER_CAT),)) for image in images)
+        answer = _answer(options, results)
+        return replace(answer, timings=replace(answer.timings, render=0.0, total=3.75))
 
-    async def inspect(self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery, deadline: float) -> Answer:
-        await self._work(subjects, options, delivery, deadline)
-        results = tuple(_result(subject, options) for subject in subjects)
-        inspected = tuple(
-            replace(one, explanations=(), inspection=Inspection(one.predictions[0], None, (_layer_view(),))) for one in results
+    async def inspect(
+        self, images: Sequence[ImageInput], options: InspectOptions, delivery: Delivery, deadline: Deadline
+    ) -> Answer:
+        await self._work(Call(images=tuple(images), options=options, deadline=deadline, delivery=delivery))
+        inspection = Inspection(**TIGER_CAT, versus=None, layers=(_layer_statistics(),))
+        results = tuple(
+            InspectResult(image=_image_info(image), predictions=(Prediction(**TIGER_CAT),), inspection=inspection)
+            for image in images
         )
-        document = None if delivery == "json" else Encoded(media_type=MEDIA_TYPES[delivery], width=2, height=1, data=b"a sheet")
-        return Answer(
-            model=_identity(options),
-            results=inspected,
-            timings=Timings(decode=1.0, queue=0.25, infer=2.5, render=0.5, total=4.25),
-            batch_size=len(subjects),
-            document=document,
-        )
+        return replace(_answer(options, results), media=_media(delivery, b"a sheet"))
 
     def methods(self) -> list[MethodInfo]:
         return [
@@ -129,8 +126,8 @@ class StandInExplainer:
             )
         ]
 
-    async def _work(self, subjects: Sequence[ImageInput], options: Options, delivery: Delivery | None, deadline: float) -> None:
-        self.calls.append((tuple(subjects), options, delivery, deadline))
+    async def _work(self, call: Call) -> None:
+        self.calls.append(call)
         self.asked.set()
         if self.fail_with is not None:
             raise self.fail_with
@@ -157,8 +154,9 @@ class StandInRegistry:
         layers = (LayerInfo(name="bn2", channels=1280, grid=(7, 7)),)
         return [
             ModelInfo(
-                name=MODEL, version="1", description="A model.", state="ready", error=None, device="cpu", precision="fp32", engine="torch", input_size=(224, 224), classes=1000, default_layer=("bn2",), layers=layers, methods=("gradcam",),
-                digest="sha256:00",
+                name=MODEL, version="1", description="A model.", state="ready", error=None, device="cpu", precision="fp32",
+                engine="torch", input_size=(224, 224), classes=1000, default_layer=("bn2",), layers=layers,
+                methods=("gradcam",), digest="sha256:00",
             )
         ]  # fmt: skip
 
@@ -169,31 +167,43 @@ class StandInRegistry:
         raise ModelNotFound("There is no such model. GET /models lists them.")
 
 
-def _identity(options: Options) -> ModelIdentity:
-    return ModelIdentity(
-        name=options.model or MODEL, version="1", digest="sha256:00", precision="fp32", engine="torch", device="cpu"
+def _answer(options: ExplainOptions | InspectOptions, results: tuple[PredictResult, ...]) -> Answer:
+    return Answer(
+        model=ModelIdentity(
+            name=options.model or MODEL, version="1", digest="sha256:00", precision="fp32", engine="torch", device="cpu"
+        ),
+        results=results,
+        timings=Timings(decode=1.0, queue=0.25, infer=2.5, render=0.5, total=4.25),
+        batch_size=len(results),
     )
 
 
-def _result(subject: ImageInput, options: Options) -> ImageResult:
-    image = ImageInfo(width=451, height=300, format="png", sha256=hashlib.sha256(subject.data).hexdigest())
-    tiger_cat = Prediction(class_id=282, label="tiger cat", wordnet_id="n02123159", probability=0.39, logit=9.1)
-    named = [
-        Prediction(class_id=index, label=f"class {index}, élan", wordnet_id=None, probability=0.25, logit=1.5)
-        for index in subject.targets.class_id
+def _media(delivery: Delivery, data: bytes) -> Media | None:
+    return None if delivery == "json" else Media(media_type=MEDIA_TYPES[delivery], width=2, height=1, data=data)
+
+
+def _image_info(image: ImageInput) -> ImageInfo:
+    return ImageInfo(width=451, height=300, format="png", sha256=hashlib.sha256(image.data).hexdigest())
+
+
+def _explain_result(image: ImageInput, options: ExplainOptions) -> ExplainResult:
+    named: list[dict[str, Any]] = [
+        {"class_id": index, "label": f"class {index}, élan", "wordnet_id": None, "probability": 0.25, "logit": 1.5}
+        for index in image.targets.class_id
     ]
-    png = Encoded(media_type="image/png", width=451, height=300, data=b"\x89PNG heat")
+    png = EncodedMedia(media_type="image/png", width=451, height=300, b64=b64encode(b"\x89PNG heat").decode())
     explanations = tuple(
         Explanation(
-            prediction=prediction, versus=None, method=options.method, layer=options.layer or ("bn2",), polarity=options.polarity, scale=options.scale, raw_min=0.0, raw_max=3.1, blank=False,
-            grid=(7, 7), region=(75, 0, 375, 300), heatmap=png if options.heatmap == "png" else None, overlay=png if options.overlay else None,
+            **prediction, versus=None, method=options.method, layer=options.layer or ("bn2",), polarity=options.polarity,
+            scale=options.scale, raw_min=0.0, raw_max=3.1, blank=False, grid=(7, 7), region=(75, 0, 375, 300),
+            heatmap=png if options.heatmap == "png" else None, overlay=png if options.overlay else None,
         )
-        for prediction in named or [tiger_cat]
+        for prediction in named or [TIGER_CAT]
     )  # fmt: skip
-    return ImageResult(image=image, predictions=(tiger_cat,), explanations=explanations)
+    return ExplainResult(image=_image_info(image), predictions=(Prediction(**TIGER_CAT),), explanations=explanations)
 
 
-def _layer_view() -> LayerStatistics:
+def _layer_statistics() -> LayerStatistics:
     histogram = Histogram((-1.0, 0.0, 1.0), (3, 4))
     return LayerStatistics(
         layer="bn2",
@@ -204,7 +214,6 @@ def _layer_view() -> LayerStatistics:
         gradients=histogram,
         weights=histogram,
         strongest=(Channel(5, -0.5, 0.25),),
-        maps=np.zeros((1, 7, 7), np.float32),
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.vocabulary import CacheStatus
 from tests import images as make
 from tests.api.standins import StandInExplainer, client_of
 from tests.explain.world import load_small, small_settings, until
@@ -21,32 +22,32 @@ IMAGE = make.save(make.scene(96, 48), "PNG")
 
 @pytest.mark.parametrize("path", ["/explain", "/predict", "/models/efficientnet_lite0/explain"])
 @pytest.mark.parametrize(
-    ("directives", "reuse"),
+    ("directives", "policy"),
     [
         (None, "use"), ("", "use"), ("max-age=60", "use"), ("no-cache", "renew"), ("No-Cache", "renew"), ("no-store", "off"),
         ("max-age=0, no-cache", "renew"), ("no-cache,no-store", "off"), ("no-cached", "use"), (";;=,", "use"),
     ],
 )  # fmt: skip
 async def test_what_a_request_allows(
-    client: httpx.AsyncClient, explainer: StandInExplainer, path: str, directives: str | None, reuse: str
+    client: httpx.AsyncClient, explainer: StandInExplainer, path: str, directives: str | None, policy: str
 ) -> None:
     headers = {} if directives is None else {"Cache-Control": directives}
     assert (await client.post(path, content=b"x", headers=headers)).status_code == 200
-    assert explainer.reuses == [reuse]
+    assert [call.policy for call in explainer.calls] == [policy]
 
 
-@pytest.mark.parametrize("source", ["hit", "miss", "coalesced"])
+@pytest.mark.parametrize("status", ["hit", "miss", "coalesced"])
 @pytest.mark.parametrize("accept", ["application/json", "image/png"])
 async def test_where_the_answer_came_from(
-    client: httpx.AsyncClient, explainer: StandInExplainer, source: str, accept: str, capsys: pytest.CaptureFixture[str]
+    client: httpx.AsyncClient, explainer: StandInExplainer, status: CacheStatus, accept: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    explainer.source = source  # type: ignore[assignment] # one of the three
+    explainer.cache = status
     response = await client.post("/explain", content=b"x", headers={"Accept": accept})
-    assert response.headers["x-cache"] == source
-    assert f'"cache":"{source}"' in capsys.readouterr().err
+    assert response.headers["x-cache"] == status
+    assert f'"cache":"{status}"' in capsys.readouterr().err
 
 
-async def test_no_word_where_nothing_is_remembered(client: httpx.AsyncClient) -> None:
+async def test_no_word_where_nothing_is_cached(client: httpx.AsyncClient) -> None:
     for path in ("/explain", "/inspect"):
         assert "x-cache" not in (await client.post(path, content=b"x")).headers
 

@@ -19,20 +19,19 @@ from hypothesis import strategies as st
 from schemathesis import Case
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from service.api.responses import MEDIA_TYPES
 from service.api.schemas import Problem
 from service.app import create_app
-from service.explain.options import ColorMap, Fit, Format, HeatmapEncoding, OverlayType, Polarity, Scale
 from service.settings import Settings
+from service.vocabulary import MEDIA_TYPES, ColorMap, Delivery, Fit, HeatmapEncoding, OverlayType, Polarity, Scale
 from tests import images as make
 from tests.conftest import Running
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-PICTURES = st.sampled_from([make.save(make.scene(), kind) for kind in FORMATS])
+IMAGES = st.sampled_from([make.save(make.scene(), kind) for kind in FORMATS])
 
 for kind in ("image/jpeg", "image/png", "image/webp", "image/gif", "application/octet-stream"):
-    schemathesis.openapi.media_type(kind, PICTURES)
-schemathesis.openapi.format("binary", PICTURES)
+    schemathesis.openapi.media_type(kind, IMAGES)
+schemathesis.openapi.format("binary", IMAGES)
 
 DOCUMENT = create_app(Settings()).openapi()
 TWINS = r"^/models/[^/]+/"  # another address of the same work: random requests do, without every boundary of every option
@@ -85,7 +84,7 @@ OPTIONS = optional(
     size=st.one_of(st.sampled_from(["original", "input"]), st.integers(8, 300)),
     heatmap=st.sampled_from(get_args(HeatmapEncoding)),
     overlay=st.booleans(),
-    format=st.sampled_from(get_args(Format)),
+    format=st.sampled_from(get_args(Delivery)),
 )
 NOISE = optional(
     **{name: st.one_of(st.text(max_size=8), st.integers(), st.floats()) for name in ("alpha", "size", "class_id", "versus")},
@@ -117,8 +116,8 @@ FORMS = st.sampled_from(["query", "form", "json"])
 
 
 @settings(repeatable, max_examples=80)
-@given(image=PICTURES, form=FORMS, options=OPTIONS)
-def test_a_image_with_options_that_exist_is_explained(
+@given(image=IMAGES, form=FORMS, options=OPTIONS)
+def test_an_image_with_options_that_exist_is_explained(
     http: httpx.Client, image: bytes, form: str, options: dict[str, Any]
 ) -> None:
     response = send(http, "/explain", form, image, options)
@@ -133,7 +132,7 @@ def test_a_image_with_options_that_exist_is_explained(
 
 
 @settings(repeatable, max_examples=120)
-@given(image=PICTURES, form=FORMS, path=st.sampled_from(["explain", "predict"]), options=OPTIONS, noise=NOISE)
+@given(image=IMAGES, form=FORMS, path=st.sampled_from(["explain", "predict"]), options=OPTIONS, noise=NOISE)
 def test_whatever_else_stands_in_the_options_is_no_fault_of_ours(
     http: httpx.Client, image: bytes, form: str, path: str, options: dict[str, Any], noise: dict[str, Any]
 ) -> None:

@@ -11,8 +11,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.middleware import PUBLIC_PATHS, RequestLogMiddleware
 from service.api.dependencies import Lifecycle
+from service.api.middleware import PUBLIC_PATHS, RequestLogMiddleware
 from service.telemetry import Metrics
 from tests.api.standins import StandInExplainer, client_of, make_app, speak
 

@@ -154,7 +154,7 @@ async def test_taken(app: FastAPI, explainer: StandInExplainer, name: str) -> No
     kind, body = TAKEN[name]
     reply = await speak(app, [body], headers={"Content-Type": kind})
     assert reply.status == 200
-    assert explainer.subjects[0].data == b"image"
+    assert explainer.images[0].data == b"image"
 
 
 async def read(body: Iterable[bytes], *, kind: str = FORM, max_images: int = 2) -> Form:

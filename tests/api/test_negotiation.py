@@ -7,10 +7,11 @@ import pytest
 
 from service.api.responses import OFFERS, negotiate
 from service.errors import NotAcceptable
-from service.explain.results import Delivery
+from service.explain.results import ExplainResponse, InspectResponse, PredictResponse
+from service.vocabulary import Delivery
 from tests.api.standins import StandInExplainer
 
-EXPLAIN, PREDICT = OFFERS["explain"], OFFERS["predict"]
+EXPLAIN, PREDICT, INSPECT = OFFERS[ExplainResponse], OFFERS[PredictResponse], OFFERS[InspectResponse]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,8 @@ def test_format_outweighs_accept() -> None:
     assert negotiate("text/html", "json", PREDICT) == "json"
     with pytest.raises(NotAcceptable, match=r"answers with application/json; "):
         negotiate("*/*", "png", PREDICT)
+    with pytest.raises(NotAcceptable, match=r"image/webp; "):
+        negotiate("*/*", "npy", INSPECT)
 
 
 @pytest.mark.anyio

@@ -7,16 +7,34 @@ import base64
 import httpx
 import orjson
 import pytest
+from pydantic import BaseModel, TypeAdapter
 
-from service.api.schemas import ExplainResponse, JsonImage, JsonRequest, MethodList, Model, ModelList, PredictResponse, Problem
-from service.explain.options import Options, Targets
+from service.api.schemas import (
+    ExplainForm,
+    ExplainJson,
+    InspectForm,
+    InspectJson,
+    JsonImage,
+    PredictForm,
+    PredictJson,
+    Problem,
+)
+from service.explain.options import ExplainOptions, InspectOptions, PredictOptions, Targets
+from service.explain.results import (
+    ExplainResponse,
+    InspectResponse,
+    MethodList,
+    ModelInfo,
+    ModelList,
+    PredictResponse,
+)
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_explain_json_is_the_documented_shape(client: httpx.AsyncClient) -> None:
     response = await client.post("/explain?class_id=1&class_id=2&overlay=true", content=b"x", headers={"X-Request-ID": "abc"})
-    answer = ExplainResponse.model_validate_json(response.content, strict=True)
+    answer = TypeAdapter(ExplainResponse).validate_json(response.content, strict=True)
     assert answer.id == "abc"
     assert [explanation.class_id for explanation in answer.results[0].explanations] == [1, 2]
     document = orjson.loads(response.content)
@@ -35,8 +53,23 @@ async def test_explain_json_is_the_documented_shape(client: httpx.AsyncClient) -
 
 async def test_predict_json_is_the_documented_shape(client: httpx.AsyncClient) -> None:
     response = await client.post("/predict", content=b"x")
-    PredictResponse.model_validate_json(response.content, strict=True)
+    TypeAdapter(PredictResponse).validate_json(response.content, strict=True)
+    assert list(response.json()) == ["id", "model", "results", "timings_ms", "batch_size"]
     assert "explanations" not in response.json()["results"][0]
+
+
+async def test_inspect_json_is_the_documented_shape(client: httpx.AsyncClient) -> None:
+    response = await client.post("/inspect", content=b"x")
+    TypeAdapter(InspectResponse).validate_json(response.content, strict=True)
+    document = response.json()
+    assert list(document) == ["id", "model", "results", "timings_ms", "batch_size"]
+    assert list(document["results"][0]) == ["image", "predictions", "inspection"]
+    assert list(document["results"][0]["inspection"]) == [
+        "class_id", "label", "wordnet_id", "probability", "logit", "versus", "layers",
+    ]  # fmt: skip
+    assert list(document["results"][0]["inspection"]["layers"][0]) == [
+        "layer", "shape", "activation_min", "activation_mean", "activation_max", "gradients", "weights", "strongest",
+    ]  # fmt: skip
 
 
 async def test_headers(client: httpx.AsyncClient) -> None:
@@ -47,7 +80,7 @@ async def test_headers(client: httpx.AsyncClient) -> None:
     assert response.headers["vary"] == "Accept"
 
 
-async def test_a_image_carries_its_provenance(client: httpx.AsyncClient) -> None:
+async def test_an_image_carries_its_provenance(client: httpx.AsyncClient) -> None:
     response = await client.post("/explain?class_id=7&layer=blocks.6", content=b"x", headers={"Accept": "image/jpeg"})
     assert (response.headers["content-type"], response.content) == ("image/jpeg", b"an image")
     explain = {name: value for name, value in response.headers.items() if name.startswith("x-explain-")}
@@ -68,10 +101,10 @@ async def test_a_sheet_lists_its_classes(client: httpx.AsyncClient) -> None:
 
 
 async def test_the_catalogue_is_the_documented_shape(client: httpx.AsyncClient) -> None:
-    models = ModelList.model_validate_json((await client.get("/models")).content, strict=True)
+    models = TypeAdapter(ModelList).validate_json((await client.get("/models")).content, strict=True)
     assert [model.name for model in models.models] == ["efficientnet_lite0"]
-    Model.model_validate_json((await client.get("/models/efficientnet_lite0")).content, strict=True)
-    MethodList.model_validate_json((await client.get("/methods")).content, strict=True)
+    TypeAdapter(ModelInfo).validate_json((await client.get("/models/efficientnet_lite0")).content, strict=True)
+    TypeAdapter(MethodList).validate_json((await client.get("/methods")).content, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +116,15 @@ async def test_an_unknown_model_is_a_404(client: httpx.AsyncClient, name: str) -
     assert Problem.model_validate_json(response.content, strict=True).code in {"model_not_found", "not_found"}
 
 
-def test_the_json_form_documents_every_option() -> None:
-    assert set(JsonRequest.model_fields) == {*Options.model_fields, "image", "images"}
+@pytest.mark.parametrize(
+    ("form", "document", "options"),
+    [
+        (PredictForm, PredictJson, PredictOptions),
+        (ExplainForm, ExplainJson, ExplainOptions),
+        (InspectForm, InspectJson, InspectOptions),
+    ],
+)
+def test_the_forms_document_every_option(form: type[BaseModel], document: type[BaseModel], options: type[BaseModel]) -> None:
+    assert set(document.model_fields) == {*options.model_fields, "image", "images"}
+    assert set(form.model_fields) == {*options.model_fields, "image"}
     assert set(JsonImage.model_fields) == {*Targets.model_fields, "b64"}

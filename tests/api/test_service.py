@@ -1,4 +1,4 @@
-"""The whole service over real HTTP: its wire is what `schemas.py` says, with the embedded model and a real photograph."""
+"""The whole service over real HTTP: its wire is what the schema says, with the embedded model and a real photograph."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import skimage
 from PIL import Image
+from pydantic import TypeAdapter
 
-from service.api.schemas import ExplainResponse, MethodList, ModelList, PredictResponse, Problem
 from service.api.dependencies import services_of
+from service.api.schemas import Problem
+from service.explain.results import ExplainResponse, MethodList, ModelList, PredictResponse
 from tests.conftest import Running
 
 CHELSEA = (Path(skimage.__file__).parent / "data" / "chelsea.png").read_bytes()
@@ -38,7 +40,7 @@ def test_a_cat_is_a_cat_in_every_form(http: httpx.Client) -> None:
         http.post("/predict", json={"images": [{"b64": b64}]}),
     ]
     for response in answers:
-        answer = PredictResponse.model_validate_json(response.content, strict=True)
+        answer = TypeAdapter(PredictResponse).validate_json(response.content, strict=True)
         assert answer.results[0].predictions[0].wordnet_id == "n02123159"
         assert answer.results[0].predictions[0].probability == pytest.approx(0.393, abs=0.02)
         assert (answer.results[0].image.width, answer.results[0].image.height) == (451, 300)
@@ -48,7 +50,7 @@ def test_a_cat_is_a_cat_in_every_form(http: httpx.Client) -> None:
 def test_real_explanations_have_the_documented_shape(http: httpx.Client, heatmap: str) -> None:
     fields = {"class_id": "281,285", "versus": "282", "heatmap": heatmap, "overlay": "true", "polarity": "both"}
     response = http.post("/explain", files={"image": CHELSEA}, data=fields)
-    answer = ExplainResponse.model_validate_json(response.content, strict=True)
+    answer = TypeAdapter(ExplainResponse).validate_json(response.content, strict=True)
     assert [explanation.class_id for explanation in answer.results[0].explanations] == [281, 285]
     first = answer.results[0].explanations[0]
     assert first.versus is not None
@@ -84,10 +86,10 @@ def test_several_classes_are_no_one_image_but_a_sheet(http: httpx.Client) -> Non
 
 
 def test_the_catalogue(http: httpx.Client) -> None:
-    models = ModelList.model_validate_json(http.get("/models").content, strict=True).models
+    models = TypeAdapter(ModelList).validate_json(http.get("/models").content, strict=True).models
     assert (models[0].name, models[0].state, models[0].input_size) == ("efficientnet_lite0", "ready", (224, 224))
     assert {model.state for model in models[1:]} == {"available"}
-    methods = MethodList.model_validate_json(http.get("/methods").content, strict=True).methods
+    methods = TypeAdapter(MethodList).validate_json(http.get("/methods").content, strict=True).methods
     assert "gradcam" in {method.name for method in methods}
 
 

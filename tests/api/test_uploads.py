@@ -33,20 +33,20 @@ async def test_three_forms_mean_the_same(client: httpx.AsyncClient, explainer: S
     await client.post(
         "/explain?alpha=0.25", json={"image": f"data:image/png;base64,{B64}", "class_id": [281, 285], "overlay": True}
     )
-    subjects = [call[0] for call in explainer.calls]
-    options = [call[1] for call in explainer.calls]
-    assert len(subjects) == 6
-    assert all(one == subjects[0] for one in subjects)
+    images = [call.images for call in explainer.calls]
+    options = [call.options for call in explainer.calls]
+    assert len(images) == 6
+    assert all(one == images[0] for one in images)
     assert all(one == options[0] for one in options)
-    assert subjects[0][0].data == IMAGE
-    assert subjects[0][0].targets.class_id == (281, 285)
+    assert images[0][0].data == IMAGE
+    assert images[0][0].targets.class_id == (281, 285)
 
 
 async def test_several_files_keep_their_order(client: httpx.AsyncClient, explainer: StandInExplainer) -> None:
     files = [("image", b"one"), ("file", b"two"), ("image", b"three")]
     response = await client.post("/explain", files=files)
     assert response.status_code == 200
-    assert [subject.data for subject in explainer.subjects] == [b"one", b"two", b"three"]
+    assert [image.data for image in explainer.images] == [b"one", b"two", b"three"]
 
 
 async def test_class_zero_is_a_class(client: httpx.AsyncClient, explainer: StandInExplainer) -> None:
@@ -87,7 +87,7 @@ async def test_an_image_carries_its_own_classes(client: httpx.AsyncClient, expla
         {"b64": B64, "class_id": [0]},
     ]
     await client.post("/explain", json={"images": images, "class_id": [281], "versus": 3})
-    targets = [subject.targets for subject in explainer.subjects]
+    targets = [image.targets for image in explainer.images]
     assert [one.class_id for one in targets] == [(281,), (), (281,), (0,)]
     assert [one.class_name for one in targets] == [(), ("espresso",), (), ()]
     assert [one.versus for one in targets] == [3, 3, 7, 3]
@@ -217,7 +217,7 @@ CURLS = "application/x-www-form-urlencoded"  # what --data-binary sends unless i
 @pytest.mark.parametrize("kind", ["image/png", "IMAGE/JPEG", "image/whatever; q=1", "application/octet-stream", "", CURLS])
 async def test_content_types_of_a_raw_image(client: httpx.AsyncClient, explainer: StandInExplainer, kind: str) -> None:
     assert (await client.post("/explain", content=IMAGE, headers={"Content-Type": kind})).status_code == 200
-    assert explainer.subjects[0].data == IMAGE
+    assert explainer.images[0].data == IMAGE
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ async def test_a_body_in_chunks_of_one_byte(client: httpx.AsyncClient, explainer
             yield bytes([byte])
 
     assert (await client.post("/explain", content=drip())).status_code == 200
-    assert explainer.subjects[0].data == IMAGE
+    assert explainer.images[0].data == IMAGE
 
 
 async def test_too_many_images_in_a_form(explainer: StandInExplainer) -> None:

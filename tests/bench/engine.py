@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from service.engine import runtimes
+from service.engine.batch import EngineRequest
 from service.engine.device import prepare
 from service.engine.methods import METHODS
 from service.engine.network import Network
-from service.engine.types import EngineRequest, EngineResult
+from service.engine.runtimes import RuntimeOptions
+from service.engine.types import EngineResult
 from service.imaging.heatmap import scale_maps
 from service.settings import Settings
 from tests.bench import peers
@@ -49,10 +50,10 @@ def load(name: str) -> Network:
     """A card's network as the service would load it; random weights where a hub has the real ones."""
     settings = Settings()
     device = prepare(settings.device, settings.engine_threads)
-    plan = runtimes.RuntimeOptions(
+    options = RuntimeOptions(
         engine=settings.engine, precision=settings.precision, threads=settings.engine_threads, calls=settings.replicas
     )
-    return Network.load(peers.card(name), device, plan, random_weights=True)
+    return Network.load(peers.card(name), device, options, random_weights=True)
 
 
 def image_batch(network: Network, size: int) -> NDArray[np.uint8]:
@@ -62,24 +63,24 @@ def image_batch(network: Network, size: int) -> NDArray[np.uint8]:
 
 def explanation(network: Network, size: int) -> Callable[[], list[EngineResult]]:
     """A call that explains the best class of each image of a batch."""
-    works = [EngineRequest(pixels=image, best=1) for image in image_batch(network, size)]
-    return lambda: outcomes(network, works)
+    requests = [EngineRequest(pixels=image, best=1) for image in image_batch(network, size)]
+    return lambda: run(network, requests)
 
 
-def outcomes(network: Network, works: list[EngineRequest]) -> list[EngineResult]:
-    """The network's answers; a failure is not worth timing."""
-    answers = []
-    for answer in network.run(works):
-        if isinstance(answer, Exception):
-            raise answer
-        answers.append(answer)
-    return answers
+def run(network: Network, requests: list[EngineRequest]) -> list[EngineResult]:
+    """The network's results; a failure is not worth timing."""
+    results = []
+    for result in network.run(requests):
+        if isinstance(result, Exception):
+            raise result
+        results.append(result)
+    return results
 
 
 def explain_to_predict(network: Network, size: int, plan: Schedule) -> Row:
     """P1."""
     predicted = [EngineRequest(pixels=image) for image in image_batch(network, size)]
-    sides = {"explain": explanation(network, size), "predict": lambda: outcomes(network, predicted)}
+    sides = {"explain": explanation(network, size), "predict": lambda: run(network, predicted)}
     took = _interleaved(sides, plan)
     return Row(
         "P1",
@@ -99,7 +100,7 @@ def against_libraries(network: Network, module: nn.Module, size: int, plan: Sche
     explain = explanation(network, size)
 
     def camserve() -> object:
-        return [scale_maps(outcome.maps, polarity="positive", scale="minmax", input_size=input_size) for outcome in explain()]
+        return [scale_maps(result.maps, polarity="positive", scale="minmax", input_size=input_size) for result in explain()]
 
     sides = {"camserve": camserve, "pytorch-grad-cam": lambda: grad_cam(images), "captum": lambda: captum(images)}
     took = _interleaved(sides, plan)
@@ -119,7 +120,7 @@ def five_classes(network: Network, plan: Schedule) -> Row:
     """P3."""
     image = image_batch(network, 1)[0]
     five, one = [EngineRequest(pixels=image, classes=(1, 2, 3, 4, 5))], [EngineRequest(pixels=image, classes=(1,))]
-    took = _interleaved({"five": lambda: outcomes(network, five), "one": lambda: outcomes(network, one)}, plan)
+    took = _interleaved({"five": lambda: run(network, five), "one": lambda: run(network, one)}, plan)
     return Row(
         "P3",
         f"five classes / one class of an image, {MODEL}",
@@ -135,10 +136,11 @@ def ablation(network: Network, module: nn.Module, plan: Schedule) -> Row:
     pixels = image_batch(network, 1)
     images = peers.normalised(pixels, network.preprocessing)
     library = peers.ablation_cam(peers.fresh(module), network.default_layers[0])
-    works = [EngineRequest(pixels=pixels[0], best=1, method="ablationcam", parameters=METHODS["ablationcam"].defaults)]
-    outcomes(network, works)
+    method = METHODS["ablationcam"]
+    requests = [EngineRequest(pixels=pixels[0], best=1, method=method, parameters=method.defaults)]
+    run(network, requests)
     sides: dict[str, Callable[[], object]] = {
-        "camserve": lambda: outcomes(network, works),
+        "camserve": lambda: run(network, requests),
         "pytorch-grad-cam": lambda: library(images),
     }
     once = {name: seconds_of(call, span_s=0, least=1) for name, call in sides.items()}
@@ -165,7 +167,7 @@ def on_cuda(plan: Schedule) -> Row | Skipped:
         predicted = [EngineRequest(pixels=image) for image in image_batch(network, size)]
         sides: dict[str, Callable[[], object]] = {
             "explain": explanation(network, size),
-            "predict": functools.partial(outcomes, network, predicted),
+            "predict": functools.partial(run, network, predicted),
         }
         took = _interleaved(sides, plan)
         rates[size] = {name: [size / seconds for seconds in values] for name, values in took.items()}

@@ -15,14 +15,14 @@ from PIL import Image
 from service import __version__
 from service.cli import app, main
 from service.cli.explain_files import COLUMNS
-from service.explain.options import Options
+from service.explain.options import ExplainOptions
 from service.settings import Settings
 from tests.cards import write_card
 from tests.commands import CommandResult, invoke
 from tests.photographs import CHELSEA, COFFEE
 
-ANSWER_OPTIONS = {"heatmap", "overlay", "format", "evaluate", "channels"}  # of answers over HTTP only
-OVERLAY_OPTIONS = tuple(name for name in Options.model_fields if name not in ANSWER_OPTIONS)
+ANSWER_OPTIONS = {"heatmap", "overlay", "format", "evaluate"}  # of answers over HTTP only
+OVERLAY_OPTIONS = tuple(name for name in ExplainOptions.model_fields if name not in ANSWER_OPTIONS)
 MAP_OPTIONS = (
     "model", "layer", "class_id", "class_name", "versus", "top_k", "polarity", "scale", "fit", "clip_percent_lowerbound",
     "clip_percent_upperbound",
@@ -177,7 +177,7 @@ def test_several_classes_are_a_sheet_and_a_row_each(tiny: Path, tmp_path: Path) 
         assert image.height > 3 * CHELSEA.height
 
 
-def test_a_image_that_is_too_large_for_an_option_stops_no_other(tiny: Path, tmp_path: Path) -> None:
+def test_an_image_that_is_too_large_for_an_option_stops_no_other(tiny: Path, tmp_path: Path) -> None:
     with Image.open(CHELSEA.path) as image:
         image.resize((64, 64)).save(tmp_path / "a.png")
         image.resize((1100, 1000)).save(tmp_path / "b.png")

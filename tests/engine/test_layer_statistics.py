@@ -8,6 +8,7 @@ import pytest
 from service.engine.layer_statistics import BINS
 from service.engine.network import Network
 from service.engine.types import LayerStatisticsRequest
+from service.errors import DeadlineExceeded
 from tests.networks import Pooled, known, network, seeded
 
 
@@ -21,8 +22,8 @@ def random_image(seed: int = 0, size: int = 32) -> np.ndarray[tuple[int, ...], n
 
 
 def test_weights_of_a_pooled_head_are_its_own_over_the_cells(pooled: Network) -> None:
-    found = pooled.inspect(
-        LayerStatisticsRequest(pixels=random_image(), class_id=2, versus=None, layers=("stem", "block"), channels=5)
+    found = pooled.layer_statistics(
+        LayerStatisticsRequest(pixels=random_image(), class_id=2, layers=("stem", "block"), channels=5)
     )
     stem, block = found.layers
     assert (stem.layer, stem.shape, block.layer, block.shape) == ("stem", (8, 16, 16), "block", (16, 8, 8))
@@ -35,18 +36,17 @@ def test_weights_of_a_pooled_head_are_its_own_over_the_cells(pooled: Network) ->
     assert sum(block.weights.counts) == 16
     assert [64 * count for count in block.weights.counts] == list(block.gradients.counts)
     assert len(block.weights.edges) == BINS + 1
-    assert block.maps.shape == (5, 8, 8)
-    assert [one.mean for one in block.strongest] == pytest.approx(block.maps.mean(axis=(1, 2)).tolist(), rel=1e-5)
+    stem_maps, block_maps = found.feature_maps
+    assert (stem_maps.shape, block_maps.shape) == ((5, 16, 16), (5, 8, 8))
+    assert [one.mean for one in block.strongest] == pytest.approx(block_maps.mean(axis=(1, 2)).tolist(), rel=1e-5)
     assert block.activation_min == 0 <= block.activation_mean <= block.activation_max
-    assert block.maps.max() <= block.activation_max
+    assert block_maps.max() <= block.activation_max
 
 
 def test_the_best_class_and_a_contrast(pooled: Network) -> None:
-    best = pooled.inspect(
-        LayerStatisticsRequest(pixels=random_image(), class_id=None, versus=None, layers=("block",), channels=16)
-    )
+    best = pooled.layer_statistics(LayerStatisticsRequest(pixels=random_image(), layers=("block",), channels=16))
     assert best.class_id == int(best.logits.argmax())
-    against = pooled.inspect(
+    against = pooled.layer_statistics(
         LayerStatisticsRequest(
             pixels=random_image(), class_id=best.class_id, versus=best.class_id, layers=("block",), channels=16
         )
@@ -54,11 +54,19 @@ def test_the_best_class_and_a_contrast(pooled: Network) -> None:
     assert {one.weight for one in against.layers[0].strongest} == {0.0}
 
 
+def test_it_ends_when_its_checkpoint_says_so(pooled: Network) -> None:
+    def expired() -> None:
+        raise DeadlineExceeded("nobody waits")
+
+    with pytest.raises(DeadlineExceeded):
+        pooled.layer_statistics(LayerStatisticsRequest(pixels=random_image()), expired)
+
+
 def test_layers_in_the_order_asked_for(pooled: Network) -> None:
-    found = pooled.inspect(
-        LayerStatisticsRequest(pixels=random_image(), class_id=0, versus=None, layers=("block", "stem"), channels=1)
+    found = pooled.layer_statistics(
+        LayerStatisticsRequest(pixels=random_image(), class_id=0, layers=("block", "stem"), channels=1)
     )
-    assert [view.layer for view in found.layers] == ["block", "stem"]
+    assert [statistics.layer for statistics in found.layers] == ["block", "stem"]
 
 
 @pytest.mark.parametrize(
@@ -70,24 +78,10 @@ def test_layers_in_the_order_asked_for(pooled: Network) -> None:
 )
 def test_a_few_stages_over_the_depth(name: str, size: int, expected: tuple[str, ...]) -> None:
     whole = network(known(name), expected[-1], size=size)
-    assert (
-        tuple(
-            v.layer
-            for v in whole.inspect(
-                LayerStatisticsRequest(pixels=random_image(size=size), class_id=None, versus=None, layers=(), channels=2)
-            ).layers
-        )
-        == expected
-    )
+    found = whole.layer_statistics(LayerStatisticsRequest(pixels=random_image(size=size), channels=2))
+    assert tuple(statistics.layer for statistics in found.layers) == expected
 
 
 def test_both_stages_of_a_small_network(pooled: Network) -> None:
-    assert [
-        v.layer
-        for v in pooled.inspect(
-            LayerStatisticsRequest(pixels=random_image(), class_id=None, versus=None, layers=(), channels=1)
-        ).layers
-    ] == [
-        "stem",
-        "block",
-    ]
+    found = pooled.layer_statistics(LayerStatisticsRequest(pixels=random_image(), channels=1))
+    assert [statistics.layer for statistics in found.layers] == ["stem", "block"]

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.engine.batch import EngineRequest
 from service.engine.network import Network
-from service.engine.types import EngineRequest, EngineResult
+from service.engine.types import EngineResult
 from service.errors import (
     CamserveError,
     ClassNotFound,
@@ -28,10 +29,9 @@ from service.errors import (
     ParameterInvalid,
     UnsupportedImageType,
 )
-from service.explain.options import Options
-from service.explain.results import Encoded, ImageInput
+from service.explain.results import ExplainResult, Media
 from tests import images as make
-from tests.explain.world import World, world
+from tests.explain.world import World, explained, world
 
 pytestmark = pytest.mark.anyio
 
@@ -60,26 +60,26 @@ def batches(monkeypatch: pytest.MonkeyPatch, before: Callable[[], object] = lamb
     sizes: list[int] = []
     run = Network.run
 
-    def observed(network: Network, works: Sequence[EngineRequest]) -> list[EngineResult | Exception]:
-        sizes.append(len(works))
+    def observed(network: Network, requests: Sequence[EngineRequest], *checkpoints: Any) -> list[EngineResult | Exception]:
+        sizes.append(len(requests))
         before()
-        return run(network, works)
+        return run(network, requests, *checkpoints)
 
     monkeypatch.setattr(Network, "run", observed)
     return sizes
 
 
 async def array(small: World, **options: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-    document = (await small.explain(IMAGE, delivery="npy", **options)).document
-    assert document is not None
-    return np.asarray(np.load(io.BytesIO(document.data), allow_pickle=False), np.float32)
+    media = (await small.explain(IMAGE, delivery="npy", **options)).media
+    assert media is not None
+    return np.asarray(np.load(io.BytesIO(media.data), allow_pickle=False), np.float32)
 
 
 async def test_class_zero_is_a_class(small: World) -> None:
-    (image,) = (await small.explain(IMAGE, class_id=0)).results
+    (image,) = explained(await small.explain(IMAGE, class_id=0))
     (explanation,) = image.explanations
-    assert (explanation.prediction.class_id, explanation.prediction.label) == (0, "class 0")
-    (by_name,) = (await small.explain(IMAGE, class_name="class 0")).results
+    assert (explanation.class_id, explanation.label) == (0, "class 0")
+    (by_name,) = explained(await small.explain(IMAGE, class_name="class 0"))
     assert by_name.explanations == image.explanations
     best = image.predictions[0].class_id
     assert best != 0
@@ -87,7 +87,7 @@ async def test_class_zero_is_a_class(small: World) -> None:
 
 
 async def test_class_zero_to_contrast_with(small: World) -> None:
-    (image,) = (await small.explain(IMAGE, class_id=4, versus=0)).results
+    (image,) = explained(await small.explain(IMAGE, class_id=4, versus=0))
     versus = image.explanations[0].versus
     assert versus is not None
     assert versus.class_id == 0
@@ -97,16 +97,15 @@ async def test_class_zero_to_contrast_with(small: World) -> None:
 
 
 async def test_the_best_class_where_none_is_named(small: World) -> None:
-    (image,) = (await small.explain(IMAGE, top_k=3)).results
-    assert [one.prediction for one in image.explanations] == list(image.predictions)
+    (image,) = explained(await small.explain(IMAGE, top_k=3))
+    assert [one.class_id for one in image.explanations] == [one.class_id for one in image.predictions]
     assert len(image.predictions) == 3
 
 
 async def test_predicting(small: World) -> None:
-    subject = ImageInput(IMAGE, Options().targets)
-    answer = await small.explainer.predict([subject] * 3, Options(), asyncio.get_running_loop().time() + 30)
+    answer = await small.predict(IMAGE, IMAGE, IMAGE)
     assert len(answer.results) == answer.batch_size == 3
-    assert not any(result.explanations for result in answer.results)
+    assert not any(isinstance(result, ExplainResult) for result in answer.results)
     (alone,) = (await small.explain(IMAGE)).results
     assert answer.results[0].predictions[0].logit == pytest.approx(alone.predictions[0].logit, abs=1e-5)
 
@@ -145,7 +144,7 @@ async def test_one_document_for_one_explanation(small: World) -> None:
         await small.explain(BROKEN, BROKEN, delivery="jpeg")
     with pytest.raises(NotAcceptable, match="array"):
         await small.explain(BROKEN, BROKEN, delivery="npy")
-    assert (await small.explain(IMAGE, IMAGE, class_id="1,2", delivery="png", overlay_type="panel")).document
+    assert (await small.explain(IMAGE, IMAGE, class_id="1,2", delivery="png", overlay_type="panel")).media
 
 
 async def test_of_several_images_the_broken_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +161,7 @@ async def test_of_several_images_the_broken_one_is_named(tmp_path: Path, monkeyp
         assert sizes == [2]
 
 
-async def test_a_full_line_is_told_before_anything_is_decoded(
+async def test_a_full_queue_is_told_before_anything_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: threading.Event
 ) -> None:
     async with world(tmp_path, monkeypatch, max_queue_size=2, max_images_per_request=2) as small:
@@ -272,6 +271,6 @@ async def test_methods_are_told(small: World) -> None:
 
 async def test_a_image_is_the_document(small: World) -> None:
     answer = await small.explain(IMAGE, delivery="webp", size=64)
-    assert isinstance(answer.document, Encoded)
-    assert (answer.document.media_type, answer.document.width, answer.document.height) == ("image/webp", 64, 32)
-    assert answer.results[0].explanations[0].heatmap is None
+    assert isinstance(answer.media, Media)
+    assert (answer.media.media_type, answer.media.width, answer.media.height) == ("image/webp", 64, 32)
+    assert explained(answer)[0].explanations[0].heatmap is None

@@ -14,20 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.engine.batch import EngineRequest
 from service.engine.network import Network
-from service.engine.types import EngineRequest, EngineResult
+from service.engine.types import EngineResult
 from service.errors import DeadlineExceeded, ImageTruncated, InferenceNonFinite, ParameterInvalid
-from service.explain.cache import CachePolicy
-from service.explain.options import Options
-from service.explain.results import Answer, Delivery, ImageInput
+from service.explain.results import Answer, ExplainResult
+from service.vocabulary import CachePolicy, Delivery
 from tests import images as make
-from tests.explain.world import World, world
+from tests.explain.world import World, explained, world
 
 pytestmark = pytest.mark.anyio
 
 SCENE = make.scene(96, 48)
 IMAGE = make.save(SCENE, "PNG")
-JSON: Delivery = "json"
 
 # Everything that is decided after the network has spoken.
 DRAWN: list[dict[str, Any]] = [
@@ -66,14 +65,13 @@ class Runs:
 def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
     seen = Runs()
     seen.gate.set()
-    for name in ("run", "run_slowly"):
-        run = getattr(Network, name)
+    run = Network.run
 
-        def observed(network: Network, works: Sequence[EngineRequest], run: Any = run) -> list[EngineResult | Exception]:
-            failure = seen.observe(works)
-            return run(network, works) if failure is None else [failure] * len(works)
+    def observed(network: Network, requests: Sequence[EngineRequest], *checkpoints: Any) -> list[EngineResult | Exception]:
+        failure = seen.observe(requests)
+        return run(network, requests, *checkpoints) if failure is None else [failure] * len(requests)
 
-        monkeypatch.setattr(Network, name, observed)
+    monkeypatch.setattr(Network, "run", observed)
     yield seen
     seen.gate.set()
 
@@ -87,13 +85,11 @@ async def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs) -> 
 
 def told(answer: Answer) -> object:
     """All of an answer but how long it took and where it came from."""
-    return answer.model, answer.results, answer.document
+    return answer.model, answer.results, answer.media
 
 
-async def ask(small: World, *images: bytes, reuse: CachePolicy = "use", within_s: float = 30, **options: Any) -> Answer:
-    asked = Options(**options)
-    deadline = asyncio.get_running_loop().time() + within_s
-    return await small.explainer.explain([ImageInput(one, asked.targets) for one in images], asked, JSON, deadline, reuse)
+async def ask(small: World, *images: bytes, policy: CachePolicy = "use", within_s: float = 30, **options: Any) -> Answer:
+    return await small.explain(*images, policy=policy, within_s=within_s, **options)
 
 
 @pytest.mark.parametrize("delivery", ["json", "png", "jpeg", "webp", "npy"])
@@ -169,7 +165,7 @@ async def test_at_once_it_is_computed_once(small: World, runs: Runs) -> None:
     answers = [await one for one in callers]
     assert sorted(str(one.cache) for one in answers) == ["coalesced"] * 19 + ["miss"]
     assert runs.images == 1
-    assert len({one.results[0].explanations[0].overlay for one in answers}) == 20
+    assert len({explained(one)[0].explanations[0].overlay for one in answers}) == 20
     for answer in answers:
         times = answer.timings
         assert times.decode + times.queue + times.infer + times.render <= times.total
@@ -198,10 +194,10 @@ async def test_a_failure_is_not_remembered(small: World, runs: Runs) -> None:
 
 
 async def test_asked_anew_and_without_a_trace(small: World, runs: Runs) -> None:
-    secret = await ask(small, IMAGE, reuse="off")
+    secret = await ask(small, IMAGE, policy="off")
     assert (secret.cache, runs.images) == ("miss", 1)
     assert (await ask(small, IMAGE)).cache == "miss"
-    assert ((await ask(small, IMAGE, reuse="renew")).cache, runs.images) == ("miss", 3)
+    assert ((await ask(small, IMAGE, policy="renew")).cache, runs.images) == ("miss", 3)
     assert ((await ask(small, IMAGE)).cache, runs.images) == ("hit", 3)
 
 
@@ -214,14 +210,10 @@ async def test_without_memory_there_is_nothing_to_tell(tmp_path: Path, monkeypat
 
 
 async def test_predictions_are_remembered_for_themselves(small: World, runs: Runs) -> None:
-    async def predict(**options: Any) -> Answer:
-        asked = Options(**options)
-        return await small.explainer.predict([ImageInput(IMAGE, asked.targets)], asked, asyncio.get_running_loop().time() + 30)
-
-    first, again = await predict(), await predict(top_k=3, method="rise", samples=9)
+    first, again = await small.predict(IMAGE), await small.predict(IMAGE, top_k=3, method="rise", samples=9)
     assert (first.cache, again.cache, runs.images) == ("miss", "hit", 1)
     assert again.results[0].predictions == first.results[0].predictions[:3]
-    assert not again.results[0].explanations
+    assert not isinstance(again.results[0], ExplainResult)
     assert (await ask(small, IMAGE)).cache == "miss"
 
 
@@ -239,15 +231,14 @@ async def test_a_measured_answer_takes_its_maps_from_memory(small: World, runs: 
     first = await ask(small, IMAGE, class_id=2)
     measured = await ask(small, IMAGE, class_id=2, evaluate=True)
     assert (measured.cache, runs.images) == ("hit", 1)
-    (plain,), (full,) = first.results[0].explanations, measured.results[0].explanations
+    (plain,), (full,) = explained(first)[0].explanations, explained(measured)[0].explanations
     assert full.evaluation is not None
     assert replace(full, evaluation=None) == plain
 
 
 async def test_layers_are_looked_into_every_time(small: World) -> None:
     for _ in range(2):
-        deadline = asyncio.get_running_loop().time() + 30
-        assert (await small.explainer.inspect([ImageInput(IMAGE, Options().targets)], Options(), JSON, deadline)).cache is None
+        assert (await small.inspect(IMAGE)).cache is None
 
 
 async def test_an_unloaded_model_takes_its_memory_along(small: World) -> None:
@@ -270,7 +261,7 @@ async def test_it_keeps_as_many_as_it_is_told(tmp_path: Path, monkeypatch: pytes
         assert [(await ask(small, one)).cache for one in (images[5], images[2], images[0])] == ["hit", "hit", "miss"]
 
 
-async def test_a_hit_does_not_enter_the_line(small: World, runs: Runs) -> None:
+async def test_a_hit_does_not_enter_the_queue(small: World, runs: Runs) -> None:
     await ask(small, IMAGE)
     runs.gate.clear()
     runs.begun.clear()

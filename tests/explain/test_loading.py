@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from service.engine.types import EngineRequest
+from service.engine.batch import EngineRequest
 from service.errors import ModelNotFound, ModelUnhealthy, NotReady
 from service.explain.model import Model
 from service.explain.registry import Registry
+from service.explain.scheduler import Deadline
 from service.settings import Settings
 from service.telemetry import Metrics
 from tests.networks import Pooled, seeded
@@ -65,8 +66,7 @@ async def test_loaded_beside_the_first_and_unloaded_again(folder: Path) -> None:
         registry.get("second")
     await registry.load("second")
     assert registry.describe_one("second").state == "ready"
-    deadline = asyncio.get_running_loop().time() + 60
-    (done,) = await registry.get("second").batcher.submit([BLANK], deadline=deadline)
+    (done,) = await registry.get("second").scheduler.fast.submit([BLANK], Deadline(60))
     assert done.value.maps[0][0].shape == (8, 8)
     await registry.unload("second")
     await registry.unload("second")
@@ -102,7 +102,7 @@ async def test_asked_twice_at_once_it_loads_once(folder: Path, monkeypatch: pyte
 async def test_loads_and_unloads_come_one_after_the_other(folder: Path) -> None:
     registry = registry_of(folder)
     await asyncio.gather(registry.load("first"), registry.unload("first"), registry.load("first"))
-    assert registry.get("first").alive
+    assert registry.get("first").scheduler.alive
     await asyncio.gather(registry.load("first"), registry.unload("first"))
     assert registry.describe_one("first").state == "available"
     await registry.close()
@@ -112,19 +112,19 @@ async def test_requests_in_flight_finish_and_later_ones_are_refused(folder: Path
     registry = registry_of(folder)
     await registry.start()
     model = registry.get("first")
-    async with model.in_use():  # a request that is still decoding
+    deadline = Deadline(60)
+    async with model.scheduler.admit({"fast": 20}, 0, deadline) as reservation:  # a request that is still decoding
         unloading = asyncio.create_task(registry.unload("first"))
         await asyncio.sleep(0.05)
         with pytest.raises(ModelNotFound):
             registry.get("first")
         assert not unloading.done()
-        deadline = asyncio.get_running_loop().time() + 60
-        waiting = asyncio.create_task(model.batcher.submit([BLANK] * 20, deadline=deadline))
+        waiting = asyncio.create_task(model.scheduler.run([BLANK] * 20, deadline, reservation))
         await asyncio.sleep(0)
     await unloading
     assert waiting.done()
     assert len(waiting.result()) == 20
-    assert not model.alive
+    assert not model.scheduler.alive
     await registry.close()
 
 
@@ -154,7 +154,7 @@ async def test_a_model_that_cannot_be_loaded_says_why_and_takes_nobody_down(fold
     assert registry.describe_one("broken").state == "available"
     with pytest.raises(ModelNotFound, match="broken, first, second"):
         await registry.load("nowhere")
-    assert registry.get("first").alive
+    assert registry.get("first").scheduler.alive
     await registry.close()
 
 

@@ -11,8 +11,9 @@ import pytest
 from service.engine.cards.card import Card
 from service.engine.device import Device
 from service.errors import ClassNotFound, ConfigurationError, ParameterInvalid
-from service.explain.model import ClassScores, ClassSelection, Model
+from service.explain.model import ClassScores, ClassSelection, Model, select_classes
 from service.explain.options import Targets
+from service.imaging.geometry import mean_color
 from service.telemetry import Metrics
 from tests.cards import write_card
 from tests.explain.world import LAYER, load_small, small_model, small_settings
@@ -33,13 +34,13 @@ def test_a_card_may_bound_its_batches(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_padding_has_the_mean_colour(model: Model) -> None:
-    assert model.fill == (128, 128, 128)
+    assert mean_color(model.network.preprocessing) == (128, 128, 128)
 
 
 def test_probabilities_are_the_softmax(model: Model) -> None:
     logits = np.array([1000, 1000, 999, -1000, 0, 0, 0, 0, 0, 0], np.float32)
-    reading = ClassScores(logits, model.labels)
-    found = [reading.of(class_id) for class_id in range(10)]
+    scores = ClassScores(logits, model.labels)
+    found = [scores.of(class_id) for class_id in range(10)]
     assert sum(one.probability for one in found) == pytest.approx(1)
     assert found[0].probability == found[1].probability == pytest.approx(np.e * found[2].probability)
     assert found[3].probability == 0
@@ -47,13 +48,13 @@ def test_probabilities_are_the_softmax(model: Model) -> None:
 
 
 def test_the_best_come_best_first_and_ties_in_order_of_their_ids(model: Model) -> None:
-    reading = ClassScores(np.array([0, 5, 5, 9, 0, 0, 0, 0, 0, 0], np.float32), model.labels)
-    assert [one.class_id for one in reading.best(4)] == [3, 1, 2, 0]
-    assert len(reading.best(99)) == 10
+    scores = ClassScores(np.array([0, 5, 5, 9, 0, 0, 0, 0, 0, 0], np.float32), model.labels)
+    assert [one.class_id for one in scores.best(4)] == [3, 1, 2, 0]
+    assert len(scores.best(99)) == 10
 
 
 @pytest.mark.parametrize(
-    ("targets", "wanted"),
+    ("targets", "selection"),
     [
         ({}, ClassSelection(classes=(), best=1, versus=None, listed=5)),
         ({"top_k": 3}, ClassSelection(classes=(), best=3, versus=None, listed=3)),
@@ -69,12 +70,12 @@ def test_the_best_come_best_first_and_ties_in_order_of_their_ids(model: Model) -
         ({"versus": "class 9"}, ClassSelection(classes=(), best=1, versus=9, listed=5)),
     ],
 )
-def test_which_classes_are_meant(model: Model, targets: dict[str, Any], wanted: ClassSelection) -> None:
-    assert model.wanted(Targets(**targets), explain=True, most=16) == wanted
+def test_which_classes_are_meant(model: Model, targets: dict[str, Any], selection: ClassSelection) -> None:
+    assert select_classes(Targets(**targets), model.labels, explain=True, max_classes=16) == selection
 
 
 def test_predicting_explains_nothing(model: Model) -> None:
-    assert model.wanted(Targets(class_id=3, top_k=2), explain=False, most=16) == ClassSelection(
+    assert select_classes(Targets(class_id=3, top_k=2), model.labels, explain=False, max_classes=16) == ClassSelection(
         classes=(), best=0, versus=None, listed=2
     )
 
@@ -82,7 +83,7 @@ def test_predicting_explains_nothing(model: Model) -> None:
 @pytest.mark.parametrize("targets", [{"class_id": 10}, {"class_name": "unicorn"}, {"versus": 10}, {"versus": "unicorn"}])
 def test_a_class_that_is_not_there(model: Model, targets: dict[str, Any]) -> None:
     with pytest.raises(ClassNotFound) as refused:
-        model.wanted(Targets(**targets), explain=True, most=16)
+        select_classes(Targets(**targets), model.labels, explain=True, max_classes=16)
     assert "unicorn" not in refused.value.detail
 
 
@@ -91,4 +92,4 @@ def test_a_class_that_is_not_there(model: Model, targets: dict[str, Any]) -> Non
 )
 def test_too_many_classes_are_no_silent_few(model: Model, targets: dict[str, Any]) -> None:
     with pytest.raises(ParameterInvalid, match="at most 2 classes"):
-        model.wanted(Targets(**targets), explain=True, most=2)
+        select_classes(Targets(**targets), model.labels, explain=True, max_classes=2)

@@ -1,15 +1,14 @@
-"""The closed set of options: how values may be written, what is refused, and that no other room disagrees about names."""
+"""The closed sets of options: how values may be written, what is refused, and what each route has."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from service.engine.cards import card
-from service.explain.options import ColorMap, Fit, Options, OverlayType, Polarity, Scale, Targets
-from service.imaging import color_maps, geometry, heatmap, overlay
+from service.engine.types import MethodParameters
+from service.explain.options import ExplainOptions, InspectOptions, PredictOptions, Targets
 
 
 @pytest.mark.parametrize(
@@ -17,25 +16,25 @@ from service.imaging import color_maps, geometry, heatmap, overlay
     [(None, ()), (0, (0,)), ("0", (0,)), ("281, 285", (281, 285)), (["281,285", 243], (281, 285, 243)), ([], ())],
 )
 def test_class_ids_are_repeated_or_written_with_commas(given: Any, found: tuple[int, ...]) -> None:
-    assert Options(class_id=given).class_id == found
+    assert ExplainOptions(class_id=given).class_id == found
 
 
 @pytest.mark.parametrize(
     ("given", "found"), [(None, ()), ("tabby, tabby cat", ("tabby, tabby cat",)), (["a, b", "c"], ("a, b", "c"))]
 )
 def test_names_are_never_split(given: Any, found: tuple[str, ...]) -> None:
-    assert Options(class_name=given, layer=given) == Options(class_name=found, layer=found)
-    assert Options(layer=given).layer == found
+    assert ExplainOptions(class_name=given, layer=given) == ExplainOptions(class_name=found, layer=found)
+    assert ExplainOptions(layer=given).layer == found
 
 
 @pytest.mark.parametrize(("given", "found"), [("282", 282), (0, 0), ("tabby", "tabby"), ("²", "²"), ("9" * 19, "9" * 19)])
 def test_a_number_to_contrast_with_is_a_class_id(given: Any, found: int | str) -> None:
-    assert Options(versus=given).versus == found
+    assert ExplainOptions(versus=given).versus == found
 
 
 @pytest.mark.parametrize(("given", "found"), [("input", "input"), ("original", "original"), ("300", 300), (16384, 16384)])
 def test_sizes(given: Any, found: int | str) -> None:
-    assert Options(size=given).size == found
+    assert ExplainOptions(size=given).size == found
 
 
 @pytest.mark.parametrize(
@@ -50,17 +49,20 @@ def test_sizes(given: Any, found: int | str) -> None:
 )  # fmt: skip
 def test_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Options(**given)
+        ExplainOptions(**given)
 
 
-def test_the_targets_are_the_options_targets() -> None:
-    asked = {"class_id": (1, 0), "class_name": ("lynx",), "versus": 0, "top_k": 4}
-    assert Options(**asked, alpha=0.1).targets == Targets(**asked)
+def test_the_options_of_explain_are_targets_and_parameters_of_methods() -> None:
+    options = ExplainOptions(class_id=(1, 0), versus=0, top_k=4, samples=8)
+    assert isinstance(options, Targets)
+    assert isinstance(options, MethodParameters)
+    assert (options.class_id, options.versus, options.top_k, options.samples) == ((1, 0), 0, 4, 8)
 
 
-def test_options_are_the_same_in_every_room() -> None:
-    assert set(get_args(ColorMap)) == set(color_maps.NAMES) - {"diverging"}
-    assert get_args(Fit) == get_args(geometry.Fit) == get_args(card.Fit)
-    assert get_args(Polarity) == get_args(heatmap.Polarity)
-    assert get_args(Scale) == get_args(heatmap.Scale)
-    assert set(get_args(OverlayType)) == {*get_args(overlay.OverlayType), "panel", "curves"}
+def test_each_route_has_its_own_options() -> None:
+    predict, explain, inspect = (set(model.model_fields) for model in (PredictOptions, ExplainOptions, InspectOptions))
+    assert predict == {"model", "fit", "format", "top_k"}
+    assert predict < explain
+    assert "channels" not in explain
+    assert inspect - explain == {"channels"}
+    assert not inspect & {"method", "polarity", "scale", "alpha", "overlay", "evaluate", "samples"}

@@ -67,7 +67,7 @@ async def test_one_that_fails_does_not_take_the_others_down(tmp_path: Path, monk
         return states(registry)["tiny"] == "ready"
 
     await until(is_ready)
-    assert registry.get("tiny").alive
+    assert registry.get("tiny").scheduler.alive
     assert not registry.ready
     told = registry.describe_one("broken")
     assert told.state == "failed"
@@ -110,7 +110,7 @@ async def test_a_worker_that_died_is_seen_by_everybody(tmp_path: Path, monkeypat
 
         await until(is_ready)
         assert (await client.post("/predict", content=jpeg())).status_code == 200
-        worker = services_of(app).registry.get(None).batcher._workers[0]
+        worker = services_of(app).registry.get(None).scheduler.fast._workers[0]
         worker.cancel()
         await asyncio.gather(worker, return_exceptions=True)
         assert not await is_ready()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import base64
 import io
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,20 +13,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.engine.types import EngineResult
-from service.explain.model import ClassSelection, Model
-from service.explain.options import Options
-from service.explain.preprocess import PreparedImage, see
-from service.explain.render import RenderedImage, document, draw
-from service.explain.results import Delivery, Encoded
-from service.imaging.headers import Limits
-from tests import images as make
+from service.errors import DeadlineExceeded
+from service.explain.model import ClassScores, ClassSelection, Model
+from service.explain.options import ExplainOptions
+from service.explain.preprocess import PreparedImage
+from service.explain.render import RenderedImage, combine, render_explanations
+from service.explain.results import EncodedMedia, ExplainResult, Explanation, Media
+from service.explain.scheduler import Deadline
+from service.vocabulary import Delivery
+from tests.explain.test_preprocess import DATA, prepare
 
 WIDTH, HEIGHT = 96, 48
 REGION = np.s_[0:48, 24:72]
 LOGITS = np.array([1, 0, 2, 0, 0, 0, 0, 0, 0, 3], np.float32)
 
 Grid = NDArray[np.float32]
-Draw = Callable[..., RenderedImage]
+Render = Callable[..., RenderedImage]
 
 
 def ramp(low: float, high: float) -> Grid:
@@ -34,19 +36,19 @@ def ramp(low: float, high: float) -> Grid:
 
 
 @pytest.fixture
-def seen(model: Model) -> PreparedImage:
-    return see(make.save(make.scene(WIDTH, HEIGHT), "PNG"), Limits(max_pixels=10_000), model, "crop")
+def prepared(model: Model) -> PreparedImage:
+    return prepare(DATA, model, "crop")
 
 
 @pytest.fixture
-def drawn(model: Model, seen: PreparedImage) -> Draw:
-    """Draws classes 0, 2, ... with the grids given."""
+def render(model: Model, prepared: PreparedImage) -> Render:
+    """Renders classes 0, 2, ... with the grids given."""
 
-    def drawn(
-        *grids: Grid, delivery: Delivery = "json", versus: int | None = None, stop: bool = False, **options: Any
+    def render(
+        *grids: Grid, delivery: Delivery = "json", versus: int | None = None, within_s: float = 30, **options: Any
     ) -> RenderedImage:
         classes = tuple(range(0, 2 * len(grids), 2))
-        outcome = EngineResult(
+        result = EngineResult(
             logits=LOGITS,
             classes=classes,
             maps=tuple((grid,) for grid in grids),
@@ -54,36 +56,38 @@ def drawn(model: Model, seen: PreparedImage) -> Draw:
             engine="torch",
             precision="fp32",
         )
-        abandoned = threading.Event()
-        if stop:
-            abandoned.set()
-        return draw(
-            seen,
-            outcome,
-            ClassSelection(classes=classes, best=0, versus=versus, listed=3),
-            model,
-            Options(**options),
-            delivery,
-            abandoned,
-        )
+        selection = ClassSelection(classes=classes, best=0, versus=versus, listed=3)
+        scores = ClassScores(LOGITS, model.labels)
+        asked = ExplainOptions(**options)
+        return render_explanations(prepared, result, scores, selection, asked, delivery, Deadline(within_s))
 
-    return drawn
+    return render
+
+
+def explanations(rendered: RenderedImage) -> tuple[Explanation, ...]:
+    assert isinstance(rendered.result, ExplainResult)
+    return rendered.result.explanations
+
+
+def whole_answer(images: list[RenderedImage], options: ExplainOptions, delivery: Delivery) -> Media | None:
+    return combine(images, delivery, color_map=options.color_map, signed=options.polarity == "both")
 
 
 def opened(encoded: object) -> NDArray[Any]:
-    assert isinstance(encoded, Encoded)
+    assert isinstance(encoded, EncodedMedia | Media)
+    data = encoded.data if isinstance(encoded, Media) else base64.b64decode(encoded.b64)
     if encoded.media_type == "application/x-npy":
-        array: NDArray[Any] = np.load(io.BytesIO(encoded.data), allow_pickle=False)
+        array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
     else:
-        array = np.asarray(Image.open(io.BytesIO(encoded.data)))
+        array = np.asarray(Image.open(io.BytesIO(data)))
     assert array.shape[:2] == (encoded.height, encoded.width)
     return array
 
 
 @pytest.mark.parametrize(("polarity", "low"), [("positive", 0.0), ("negative", 0.0), ("both", -1.0)])
-def test_every_encoding_of_a_heatmap_tells_the_same(drawn: Draw, polarity: str, low: float) -> None:
+def test_every_encoding_of_a_heatmap_tells_the_same(render: Render, polarity: str, low: float) -> None:
     def heatmap(encoding: str) -> Any:
-        (explanation,) = drawn(ramp(-2, 1.5), heatmap=encoding, polarity=polarity).result.explanations
+        (explanation,) = explanations(render(ramp(-2, 1.5), heatmap=encoding, polarity=polarity))
         return explanation.heatmap
 
     exact = opened(heatmap("npy"))
@@ -98,8 +102,8 @@ def test_every_encoding_of_a_heatmap_tells_the_same(drawn: Draw, polarity: str, 
     assert heatmap("none") is None
 
 
-def test_where_the_network_did_not_look_there_is_nothing(drawn: Draw) -> None:
-    (explanation,) = drawn(ramp(1, 2), heatmap="npy", scale="none").result.explanations
+def test_where_the_network_did_not_look_there_is_nothing(render: Render) -> None:
+    (explanation,) = explanations(render(ramp(1, 2), heatmap="npy", scale="none"))
     values = opened(explanation.heatmap).copy()
     assert (values[REGION] >= 1).all()
     values[REGION] = 0
@@ -108,62 +112,62 @@ def test_where_the_network_did_not_look_there_is_nothing(drawn: Draw) -> None:
     assert explanation.grid == (8, 8)
 
 
-def test_raw_bounds_tell_found_from_nothing_found(drawn: Draw) -> None:
-    found, nothing = drawn(ramp(-2, 1.5), ramp(-3, -1), heatmap="npy").result.explanations
+def test_raw_bounds_tell_found_from_nothing_found(render: Render) -> None:
+    found, nothing = explanations(render(ramp(-2, 1.5), ramp(-3, -1), heatmap="npy"))
     assert (found.raw_min, found.raw_max, found.blank) == (0, 1.5, False)
     assert (nothing.raw_min, nothing.raw_max, nothing.blank) == (0, 0, True)
     assert not opened(nothing.heatmap).any()
-    (signed,) = drawn(ramp(-2, 1.5), polarity="both").result.explanations
+    (signed,) = explanations(render(ramp(-2, 1.5), polarity="both"))
     assert (signed.raw_min, signed.raw_max) == (-2, 1.5)
 
 
-def test_provenance(drawn: Draw) -> None:
-    (_, second) = (answer := drawn(ramp(0, 1), ramp(0, 1), versus=9, polarity="negative", scale="max")).result.explanations
-    assert (second.prediction.class_id, second.prediction.label, second.prediction.logit) == (2, "class 2", 2)
+def test_provenance(render: Render) -> None:
+    (_, second) = explanations(answer := render(ramp(0, 1), ramp(0, 1), versus=9, polarity="negative", scale="max"))
+    assert (second.class_id, second.label, second.logit) == (2, "class 2", 2)
     assert second.versus is not None
     assert (second.versus.class_id, second.versus.logit) == (9, 3)
     assert (second.method, second.layer, second.polarity, second.scale) == ("gradcam", ("block",), "negative", "max")
     assert [one.class_id for one in answer.result.predictions] == [9, 2, 0]
 
 
-def test_the_overlay_comes_beside_the_heatmap_where_it_is_asked_for(drawn: Draw) -> None:
-    (without,) = drawn(ramp(0, 1)).result.explanations
+def test_the_overlay_comes_beside_the_heatmap_where_it_is_asked_for(render: Render) -> None:
+    (without,) = explanations(render(ramp(0, 1)))
     assert without.overlay is None
-    (plain,) = drawn(ramp(0, 1), overlay=True).result.explanations
+    (plain,) = explanations(render(ramp(0, 1), overlay=True))
     assert opened(plain.overlay).shape == (HEIGHT, WIDTH, 3)
-    (sheet,) = drawn(ramp(0, 1), overlay=True, overlay_type="panel").result.explanations
+    (sheet,) = explanations(render(ramp(0, 1), overlay=True, overlay_type="panel"))
     assert opened(sheet.heatmap).shape == (HEIGHT, WIDTH)
     assert opened(sheet.overlay).shape[1] > 3 * WIDTH
 
 
 @pytest.mark.parametrize("media", ["png", "jpeg", "webp"])
-def test_one_image_is_the_whole_document(drawn: Draw, media: Delivery) -> None:
+def test_one_image_is_the_whole_document(render: Render, media: Delivery) -> None:
     options = {"overlay_type": "none", "color_map": "none", "size": "input"}
-    one = drawn(ramp(0, 1), delivery=media, **options)
-    whole = document([one], Options(**options), media)
+    one = render(ramp(0, 1), delivery=media, **options)
+    whole = whole_answer([one], ExplainOptions(**options), media)
     image = opened(whole)
     assert image.shape == (32, 32, 3)
     assert image[0, 0].max() < 30
     assert image[-1, -1].min() > 225
-    assert one.result.explanations[0].heatmap is None
+    assert explanations(one)[0].heatmap is None
 
 
-def test_several_classes_of_several_images_are_one_sheet(drawn: Draw) -> None:
+def test_several_classes_of_several_images_are_one_sheet(render: Render) -> None:
     options: dict[str, Any] = {"overlay_type": "panel", "polarity": "both"}
     images = [
-        drawn(ramp(-1, 1), ramp(-1, -1), delivery="png", versus=9, **options),
-        drawn(ramp(0, 1), delivery="png", **options),
+        render(ramp(-1, 1), ramp(-1, -1), delivery="png", versus=9, **options),
+        render(ramp(0, 1), delivery="png", **options),
     ]
-    heights = [opened(document(part, Options(**options), "png")).shape[0] for part in ([images[0]], images)]
+    heights = [opened(whole_answer(part, ExplainOptions(**options), "png")).shape[0] for part in ([images[0]], images)]
     assert heights[0] < heights[1]
     assert [len(image.rows) for image in images] == [2, 1]
     assert "versus class 9" in images[0].rows[0].note
 
 
-def test_arrays_are_stacked(drawn: Draw) -> None:
-    one, two = drawn(ramp(0, 1), delivery="npy"), drawn(ramp(0, 1), ramp(1, 0), delivery="npy")
-    single = document([one], Options(), "npy")
-    stack = document([two], Options(), "npy")
+def test_arrays_are_stacked(render: Render) -> None:
+    one, two = render(ramp(0, 1), delivery="npy"), render(ramp(0, 1), ramp(1, 0), delivery="npy")
+    single = whole_answer([one], ExplainOptions(), "npy")
+    stack = whole_answer([two], ExplainOptions(), "npy")
     assert single is not None
     assert stack is not None
     assert np.load(io.BytesIO(single.data)).shape == (HEIGHT, WIDTH)
@@ -174,9 +178,10 @@ def test_arrays_are_stacked(drawn: Draw) -> None:
     np.testing.assert_allclose(maps[1][:, ::-1][::-1], maps[0], atol=1e-5)
 
 
-def test_json_is_no_document(drawn: Draw) -> None:
-    assert document([drawn(ramp(0, 1))], Options(), "json") is None
+def test_json_has_no_media(render: Render) -> None:
+    assert whole_answer([render(ramp(0, 1))], ExplainOptions(), "json") is None
 
 
-def test_nothing_is_drawn_for_nobody(drawn: Draw) -> None:
-    assert drawn(ramp(0, 1), ramp(0, 1), stop=True).result.explanations == ()
+def test_nothing_is_rendered_for_nobody(render: Render) -> None:
+    with pytest.raises(DeadlineExceeded):
+        render(ramp(0, 1), ramp(0, 1), within_s=-1)

@@ -19,11 +19,14 @@ from service.engine.network import Network
 from service.engine.runtimes import TORCH_FP32, RuntimeOptions
 from service.explain.explainer import Explainer
 from service.explain.model import Model
-from service.explain.options import Options
+from service.explain.options import ExplainOptions, InspectOptions
+from service.explain.plan import ImageInput
 from service.explain.registry import Registry
-from service.explain.results import Answer, Delivery, ImageInput
+from service.explain.results import Answer, ExplainResult, InspectResult
+from service.explain.scheduler import Deadline
 from service.settings import Settings
 from service.telemetry import Metrics
+from service.vocabulary import CachePolicy, Delivery
 from tests.cards import CLASSES, write_card
 from tests.networks import Pooled, network, seeded
 
@@ -57,9 +60,9 @@ def load_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every card with random weights gets the small network instead of its own; others are loaded as ever."""
     load_really = Network.load
 
-    def load(card: Card, device: Device, plan: RuntimeOptions = TORCH_FP32, *, random_weights: bool = False) -> Network:
+    def load(card: Card, device: Device, options: RuntimeOptions = TORCH_FP32, *, random_weights: bool = False) -> Network:
         random = random_weights or card.weights.random is not None
-        return small_network() if random else load_really(card, device, plan, random_weights=random_weights)
+        return small_network() if random else load_really(card, device, options, random_weights=random_weights)
 
     monkeypatch.setattr(Network, "load", load)
 
@@ -79,11 +82,45 @@ class World:
     codecs: ThreadPoolExecutor
     metrics: Metrics
 
-    async def explain(self, *images: bytes, delivery: Delivery = "json", within_s: float = 30, **options: Any) -> Answer:
-        """Every image with the same options."""
-        asked = Options(**options)
-        subjects = [ImageInput(image, asked.targets) for image in images]
-        return await self.explainer.explain(subjects, asked, delivery, asyncio.get_running_loop().time() + within_s)
+    async def explain(
+        self,
+        *images: bytes,
+        delivery: Delivery = "json",
+        within_s: float = 30,
+        policy: CachePolicy = "use",
+        **options: Any,
+    ) -> Answer:
+        """Every image with the same options, as a route asks: the deadline is enforced around it."""
+        asked, deadline = ExplainOptions(**options), Deadline(within_s)
+        async with deadline.enforce():
+            inputs = [ImageInput(image, asked) for image in images]
+            return await self.explainer.explain(inputs, asked, delivery, deadline, policy)
+
+    async def predict(self, *images: bytes, within_s: float = 30, **options: Any) -> Answer:
+        """As `explain`, for predictions."""
+        asked, deadline = ExplainOptions(**options), Deadline(within_s)
+        async with deadline.enforce():
+            return await self.explainer.predict([ImageInput(image, asked) for image in images], asked, deadline)
+
+    async def inspect(self, *images: bytes, delivery: Delivery = "json", within_s: float = 30, **options: Any) -> Answer:
+        """As `explain`, for layers."""
+        asked, deadline = InspectOptions(**options), Deadline(within_s)
+        async with deadline.enforce():
+            return await self.explainer.inspect([ImageInput(image, asked) for image in images], asked, delivery, deadline)
+
+
+def explained(answer: Answer) -> tuple[ExplainResult, ...]:
+    """The results of an answer of `explain`."""
+    results = tuple(result for result in answer.results if isinstance(result, ExplainResult))
+    assert len(results) == len(answer.results)
+    return results
+
+
+def inspected(answer: Answer) -> tuple[InspectResult, ...]:
+    """The results of an answer of `inspect`."""
+    results = tuple(result for result in answer.results if isinstance(result, InspectResult))
+    assert len(results) == len(answer.results)
+    return results
 
 
 @asynccontextmanager

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import NotAcceptable
-from service.imaging.encode import Media, encode_grey, encode_image, encode_npy
-from service.imaging.encode import encode_png
+from service.imaging.encode import Media, encode_grey, encode_image, encode_npy, encode_png
 
 SIDES = st.integers(1, 40)
 PIXELS = st.one_of(

@@ -9,10 +9,18 @@ from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms import v2
 
-from service.imaging.geometry import Fit, InputSpec, Interpolation, place, place_map, prepare, resize_region
+from service.imaging.geometry import place, place_map, resample, resize_region
+from service.vocabulary import Fit, Interpolation, Preprocessing
 
 FILL = (124, 116, 104)
 SIZES = [(500, 375), (375, 500), (451, 300), (300, 300), (224, 224), (256, 256), (1023, 77), (60, 91), (333, 334)]
+
+
+def input_of(height: int, width: int, resize: int | None, interpolation: Interpolation = "bilinear") -> Preprocessing:
+    """An input of this size; mean and standard deviation do not matter here."""
+    return Preprocessing(
+        height=height, width=width, resize=resize, interpolation=interpolation, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
 
 
 def photo(width: int, height: int) -> NDArray[np.uint8]:
@@ -26,11 +34,11 @@ def photo(width: int, height: int) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 def test_crop_is_torchvisions(size: tuple[int, int], interpolation: Interpolation) -> None:
     rgb = photo(*size)
-    spec = InputSpec(height=224, width=224, resize=256, interpolation=interpolation)
+    preprocessing = input_of(224, 224, 256, interpolation)
     two_steps = v2.Compose([v2.Resize(256, v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(224)])
     expected = np.asarray(two_steps(Image.fromarray(rgb)), int)
 
-    got = prepare(rgb, place(*size, spec, "crop"), spec, FILL)
+    got = resample(rgb, place(*size, preprocessing, "crop"), preprocessing.interpolation, FILL)
 
     difference = np.abs(got - expected)
     assert got.flags.c_contiguous
@@ -41,11 +49,11 @@ def test_crop_is_torchvisions(size: tuple[int, int], interpolation: Interpolatio
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_crop_is_timms(size: tuple[int, int]) -> None:
     rgb = photo(*size)
-    spec = InputSpec(height=240, width=240, resize=int(240 / 0.875), interpolation="bicubic")
+    preprocessing = input_of(240, 240, int(240 / 0.875), "bicubic")
     pipeline = transforms_imagenet_eval(240, crop_pct=0.875, interpolation="bicubic", use_prefetcher=True)
     expected = np.asarray(pipeline(Image.fromarray(rgb)), int).transpose(1, 2, 0)
 
-    difference = np.abs(prepare(rgb, place(*size, spec, "crop"), spec, FILL) - expected)
+    difference = np.abs(resample(rgb, place(*size, preprocessing, "crop"), preprocessing.interpolation, FILL) - expected)
 
     assert difference.max() <= 1
     assert difference.mean() < 0.01
@@ -53,10 +61,10 @@ def test_crop_is_timms(size: tuple[int, int]) -> None:
 
 def test_crop_larger_than_the_resized_image_is_centred_in_fill() -> None:
     rgb = photo(100, 60)
-    spec = InputSpec(height=80, width=80, resize=60, interpolation="bilinear")
+    preprocessing = input_of(80, 80, 60)
 
-    placement = place(100, 60, spec, "crop")
-    got = prepare(rgb, placement, spec, FILL)
+    placement = place(100, 60, preprocessing, "crop")
+    got = resample(rgb, placement, preprocessing.interpolation, FILL)
 
     assert placement.window == (0, 10, 80, 70)
     np.testing.assert_array_equal(got[10:70], rgb[:, 10:90])
@@ -65,26 +73,26 @@ def test_crop_larger_than_the_resized_image_is_centred_in_fill() -> None:
 
 
 def test_crop_without_resize_covers_the_input_and_no_more() -> None:
-    placement = place(400, 100, InputSpec(height=50, width=100, resize=None, interpolation="bilinear"), "crop")
+    placement = place(400, 100, input_of(50, 100, None), "crop")
 
     assert placement.source == (100.0, 0.0, 300.0, 100.0)
     assert placement.region == (100, 0, 300, 100)
 
 
 def test_squash_sees_everything_and_fills_the_input() -> None:
-    rgb, spec = photo(90, 40), InputSpec(height=32, width=48, resize=36, interpolation="bicubic")
-    placement = place(90, 40, spec, "squash")
+    rgb, preprocessing = photo(90, 40), input_of(32, 48, 36, "bicubic")
+    placement = place(90, 40, preprocessing, "squash")
 
     assert placement.region == (0, 0, 90, 40)
     assert placement.window == (0, 0, 48, 32)
     expected = np.asarray(Image.fromarray(rgb).resize((48, 32), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(prepare(rgb, placement, spec, FILL), expected)
+    np.testing.assert_array_equal(resample(rgb, placement, preprocessing.interpolation, FILL), expected)
 
 
 def test_pad_keeps_the_shape_and_centres_it() -> None:
-    rgb, spec = photo(80, 40), InputSpec(height=64, width=64, resize=None, interpolation="bilinear")
-    placement = place(80, 40, spec, "pad")
-    got = prepare(rgb, placement, spec, FILL)
+    rgb, preprocessing = photo(80, 40), input_of(64, 64, None)
+    placement = place(80, 40, preprocessing, "pad")
+    got = resample(rgb, placement, preprocessing.interpolation, FILL)
 
     assert placement.window == (0, 16, 64, 48)
     assert placement.region == (0, 0, 80, 40)
@@ -94,15 +102,15 @@ def test_pad_keeps_the_shape_and_centres_it() -> None:
 
 
 def test_native_is_the_image_itself() -> None:
-    rgb, spec = photo(53, 37), InputSpec(height=32, width=32, resize=36, interpolation="bicubic")
-    placement = place(53, 37, spec, "native")
+    rgb, preprocessing = photo(53, 37), input_of(32, 32, 36, "bicubic")
+    placement = place(53, 37, preprocessing, "native")
 
     assert placement.input_size == (37, 53)
-    np.testing.assert_array_equal(prepare(rgb, placement, spec, FILL), rgb)
+    np.testing.assert_array_equal(resample(rgb, placement, preprocessing.interpolation, FILL), rgb)
 
 
 def test_region_is_what_the_network_saw() -> None:
-    assert place(451, 300, InputSpec(height=224, width=224, resize=224, interpolation="bicubic"), "crop").region == (
+    assert place(451, 300, input_of(224, 224, 224, "bicubic"), "crop").region == (
         75,
         0,
         376,
@@ -112,13 +120,13 @@ def test_region_is_what_the_network_saw() -> None:
 
 def test_spread_is_the_identity_where_sizes_agree() -> None:
     values = np.random.default_rng(0).random((37, 53), dtype=np.float32)
-    placement = place(53, 37, InputSpec(height=8, width=8, resize=8, interpolation="bilinear"), "native")
+    placement = place(53, 37, input_of(8, 8, 8), "native")
 
     np.testing.assert_array_equal(place_map(values, placement, 53, 37), values)
 
 
 def test_spread_puts_a_crop_where_it_was_and_zero_elsewhere() -> None:
-    placement = place(40, 20, InputSpec(height=20, width=20, resize=20, interpolation="bilinear"), "crop")
+    placement = place(40, 20, input_of(20, 20, 20), "crop")
     values = np.random.default_rng(1).random((20, 20), dtype=np.float32) + 1
 
     drawn = place_map(values, placement, 40, 20)
@@ -129,7 +137,7 @@ def test_spread_puts_a_crop_where_it_was_and_zero_elsewhere() -> None:
 
 
 def test_spread_leaves_out_the_margins_of_a_padded_image() -> None:
-    placement = place(80, 40, InputSpec(height=64, width=64, resize=None, interpolation="bilinear"), "pad")
+    placement = place(80, 40, input_of(64, 64, None), "pad")
     values = np.zeros((64, 64), np.float32)
     values[16:48] = 0.5
 
@@ -143,9 +151,9 @@ def test_a_spot_is_drawn_where_it_lies_in_the_image() -> None:
     """One bright pixel of the image, through the input and back: the way there and the way back agree."""
     rgb = np.zeros((300, 451, 3), np.uint8)
     rgb[200:210, 150:160] = 255
-    spec = InputSpec(height=224, width=224, resize=256, interpolation="bilinear")
-    placement = place(451, 300, spec, "crop")
-    seen = prepare(rgb, placement, spec, FILL)[:, :, 0].astype(np.float32)
+    preprocessing = input_of(224, 224, 256)
+    placement = place(451, 300, preprocessing, "crop")
+    seen = resample(rgb, placement, preprocessing.interpolation, FILL)[:, :, 0].astype(np.float32)
 
     drawn = place_map(seen, placement, 902, 600)
 
@@ -158,12 +166,12 @@ def test_a_spot_is_drawn_where_it_lies_in_the_image() -> None:
 @given(
     width=st.integers(8, 400),
     height=st.integers(8, 400),
-    spec=st.builds(InputSpec, st.integers(8, 64), st.integers(8, 64), st.none() | st.integers(8, 80), st.just("bilinear")),
+    preprocessing=st.builds(input_of, st.integers(8, 64), st.integers(8, 64), st.none() | st.integers(8, 80)),
     fit=st.sampled_from(["crop", "squash", "pad", "native"]),
     longest=st.integers(8, 300),
 )
-def test_every_placement_stays_inside(width: int, height: int, spec: InputSpec, fit: Fit, longest: int) -> None:
-    placement = place(width, height, spec, fit)
+def test_every_placement_stays_inside(width: int, height: int, preprocessing: Preprocessing, fit: Fit, longest: int) -> None:
+    placement = place(width, height, preprocessing, fit)
     rows, columns = placement.input_size
     scale = longest / max(width, height)
     shown = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -175,5 +183,9 @@ def test_every_placement_stays_inside(width: int, height: int, spec: InputSpec, 
     ]:
         assert 0 <= left < right <= limit_x
         assert 0 <= top < bottom <= limit_y
-    assert prepare(np.zeros((height, width, 3), np.uint8), placement, spec, FILL).shape == (rows, columns, 3)
+    assert resample(np.zeros((height, width, 3), np.uint8), placement, preprocessing.interpolation, FILL).shape == (
+        rows,
+        columns,
+        3,
+    )
     assert place_map(np.zeros((rows, columns), np.float32), placement, *shown).shape == shown[::-1]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import ImageAspectRatio, ImageError, ImageTooComplex, ImageTooManyPixels, ImageTooSmall
-from service.imaging.headers import Limits, read_header
+from service.imaging.decode import read_header
+from service.imaging.headers import Limits
 from service.imaging.headers.exif import read_orientation
 from tests import images as make
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from pytorch_grad_cam.base_cam import BaseCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 
-from service.imaging.heatmap import Heatmap, Polarity, Scale, scale_maps
+from service.imaging.heatmap import Heatmap, scale_maps
+from service.vocabulary import Polarity, Scale
 
 Map = NDArray[np.float32]
 

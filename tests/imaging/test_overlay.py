@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.imaging import color_maps
-from service.imaging.overlay import OverlayType, compose
+from service.imaging import overlay
+from service.imaging.overlay import compose
+from service.vocabulary import HeatmapOverlay
 
 WHOLE = (0, 0, 30, 20)
 PART = (5, 2, 25, 18)
@@ -29,7 +30,7 @@ def draw(
     image: NDArray[np.uint8],
     shades: NDArray[np.float32],
     *,
-    kind: OverlayType = "original",
+    kind: HeatmapOverlay = "original",
     region: tuple[int, int, int, int] = WHOLE,
     color_map: str | None = None,
     alpha: float = 0.5,
@@ -44,7 +45,7 @@ def draw(
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
 def test_original_is_the_weighted_mean(image: NDArray[np.uint8], shades: NDArray[np.float32], alpha: float) -> None:
-    heat = color_maps.colorize(shades, "viridis", signed=False).astype(float)
+    heat = overlay.colorize(shades, "viridis", signed=False).astype(float)
 
     drawn = draw(image, shades, color_map="viridis", alpha=alpha)
 
@@ -86,19 +87,19 @@ def test_mask_black_of_a_signed_map_goes_by_magnitude(image: NDArray[np.uint8]) 
 def test_none_is_the_heatmap_alone(image: NDArray[np.uint8], shades: NDArray[np.float32]) -> None:
     drawn = draw(image, shades, kind="none", region=PART)
 
-    np.testing.assert_array_equal(drawn[2:18, 5:25], color_maps.colorize(shades, "jet", signed=False)[2:18, 5:25])
+    np.testing.assert_array_equal(drawn[2:18, 5:25], overlay.colorize(shades, "jet", signed=False)[2:18, 5:25])
     assert not drawn[:2].any()
 
 
 def test_defaults_are_jet_and_blue_white_red(image: NDArray[np.uint8]) -> None:
     hot, against = np.ones((20, 30), np.float32), np.full((20, 30), -1, np.float32)
 
-    np.testing.assert_array_equal(draw(image, hot, alpha=1)[0, 0], color_maps.lut("jet")[255])
-    np.testing.assert_array_equal(draw(image, against, alpha=1, signed=True)[0, 0], color_maps.lut("diverging")[0])
+    np.testing.assert_array_equal(draw(image, hot, alpha=1)[0, 0], overlay.lut("jet")[255])
+    np.testing.assert_array_equal(draw(image, against, alpha=1, signed=True)[0, 0], overlay.lut("diverging")[0])
 
 
-@pytest.mark.parametrize("kind", get_args(OverlayType))
-def test_the_image_given_is_left_alone(image: NDArray[np.uint8], shades: NDArray[np.float32], kind: OverlayType) -> None:
+@pytest.mark.parametrize("kind", get_args(HeatmapOverlay))
+def test_the_image_given_is_left_alone(image: NDArray[np.uint8], shades: NDArray[np.float32], kind: HeatmapOverlay) -> None:
     before = image.copy()
 
     draw(image, shades, kind=kind, region=PART)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.imaging import color_maps
+from service.imaging import overlay
 from service.imaging.panel import PanelRow, contact_sheet
 
 
@@ -56,7 +56,7 @@ def test_a_long_caption_stays_on_the_sheet() -> None:
 
 
 def test_colour_bar_shows_the_maps_ends() -> None:
-    table = color_maps.lut("jet")
+    table = overlay.lut("jet")
     sheet = contact_sheet([row()], bar=table, bar_ends=("against", "for"))
     without = contact_sheet([row()])
 

@@ -7,13 +7,13 @@ from PIL import Image
 
 from service.errors import ImageTruncated
 from service.imaging.decode import DecodedImage, decode
-from service.imaging.geometry import InputSpec, place, prepare
+from service.imaging.geometry import place, resample
 from service.imaging.headers import Limits
 from tests import images as make
-from tests.imaging.test_geometry import FILL, photo
+from tests.imaging.test_geometry import FILL, input_of, photo
 
 LIMITS = Limits()
-SPEC = InputSpec(height=64, width=64, resize=72, interpolation="bicubic")
+PREPROCESSING = input_of(64, 64, 72, "bicubic")
 
 
 def reduction(data: bytes, spare: float) -> DecodedImage:
@@ -70,11 +70,11 @@ def test_damage_is_found_all_the_same() -> None:
 def test_the_network_sees_the_same(factor: int, size: tuple[int, int]) -> None:
     """At twice the size or more, each step is within a few levels; a shift by a part of a pixel would be many."""
     data = make.save(photo(*size), "JPEG", quality=95)
-    placement = place(*size, SPEC, "crop")
+    placement = place(*size, PREPROCESSING, "crop")
     whole, small = decode(data, LIMITS), reduction(data, factor)
     assert placement.reduction / small.reduction >= 2
-    expected = prepare(whole.rgb, placement, SPEC, FILL).astype(int)
-    difference = np.abs(prepare(small.rgb, placement, SPEC, FILL, small.reduction) - expected)
+    expected = resample(whole.rgb, placement, PREPROCESSING.interpolation, FILL).astype(int)
+    difference = np.abs(resample(small.rgb, placement, PREPROCESSING.interpolation, FILL, small.reduction) - expected)
     assert difference.max() <= 6
     assert difference.mean() < 1
 
@@ -82,9 +82,9 @@ def test_the_network_sees_the_same(factor: int, size: tuple[int, int]) -> None:
 def test_a_giant_is_averaged_before_it_is_filtered() -> None:
     """Pillow's `reducing_gap`: an input of 64 pixels out of 1500."""
     rgb = photo(2000, 1500)
-    placement = place(2000, 1500, SPEC, "crop")
+    placement = place(2000, 1500, PREPROCESSING, "crop")
     image = Image.fromarray(rgb)
     exact = np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC, placement.source), int)
-    difference = np.abs(prepare(rgb, placement, SPEC, FILL) - exact)
+    difference = np.abs(resample(rgb, placement, PREPROCESSING.interpolation, FILL) - exact)
     assert 0 < difference.max() <= 4
     assert difference.mean() < 0.5

@@ -12,19 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.sources import LoadedNetwork
-from service.engine.types import EngineRequest, EngineResult, MethodParameters
-from service.imaging.heatmap import Polarity, scale_maps
-from service.vocabulary import Preprocessing
-from tests.engine.methods.probing import normalised, random_image
+from service.engine.types import EngineResult
+from service.imaging.heatmap import scale_maps
+from service.vocabulary import Polarity, Preprocessing
+from tests.engine.methods.queries import normalised, random_image, request_for
 from tests.networks import VIT_SIDE, known
 from tests.parity.oracle import Maps, channels_last, tokens
 
 
 @dataclass(frozen=True)
-class ImageInput:
+class Subject:
     """Where a network is explained, for which class, and of what images.
 
     Attributes:
@@ -44,7 +43,10 @@ class ImageInput:
 
     @functools.cached_property
     def network(self) -> Network:
-        preprocessing = Preprocessing(*self.size, min(self.size), "bilinear", (0.5,) * 3, (0.5,) * 3)
+        height, width = self.size
+        preprocessing = Preprocessing(
+            height=height, width=width, resize=min(self.size), interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
+        )
         loaded = LoadedNetwork(self.module, preprocessing, "sha256:test")
         return Network(self.name.rpartition(":")[2], loaded, (self.layer,), torch.device("cpu"))
 
@@ -61,27 +63,26 @@ class ImageInput:
     ) -> list[EngineResult]:
         """What the service says of each image: of the subject's class, or of so many of the best."""
         classes = () if best else (self.class_id,)
-        tuned = METHODS[method].resolve_parameters(MethodParameters(**parameters))
-        works = [
-            EngineRequest(pixels=p, classes=classes, best=best, method=method, layers=layers, parameters=tuned)
-            for p in self.random_images(*seeds)
+        requests = [
+            request_for(self.network, method, pixels, *classes, best=best, layers=layers, **parameters)
+            for pixels in self.random_images(*seeds)
         ]
-        found = []
-        for outcome in self.network.run(works):
-            assert isinstance(outcome, EngineResult), outcome
-            found.append(outcome)
-        return found
+        results = []
+        for result in self.network.run(requests):
+            assert isinstance(result, EngineResult), result
+            results.append(result)
+        return results
 
     def raw(self, method: str, **asked: Any) -> Tensor:
         """The one signed map of one image, as the method gives it."""
-        (outcome,) = self.explained(method, **asked)
-        return torch.from_numpy(outcome.maps[0][0])
+        (result,) = self.explained(method, **asked)
+        return torch.from_numpy(result.maps[0][0])
 
-    def rendered(self, outcomes: list[EngineResult], polarity: Polarity = "positive") -> Maps:
+    def rendered(self, results: list[EngineResult], polarity: Polarity = "positive") -> Maps:
         """The maps a client gets of one class each: ``[n, h, w]``, 0..1."""
         maps = []
-        for outcome in outcomes:
-            (heat,) = scale_maps(outcome.maps, polarity=polarity, scale="minmax", input_size=self.size)
+        for result in results:
+            (heat,) = scale_maps(result.maps, polarity=polarity, scale="minmax", input_size=self.size)
             maps.append(heat.values)
         return np.stack(maps)
 
@@ -92,15 +93,15 @@ PATCHES = VIT_SIDE // 16  # of ViT-B/16, on a side
 WIDE = {
     subject.name: subject
     for subject in (
-        ImageInput("resnet18", "layer4", (96, 128)),
-        ImageInput("resnet50", "layer4", (96, 128)),
-        ImageInput("vgg16", "features", (96, 128), class_id=1),
-        ImageInput("timm:tf_efficientnet_lite0", "bn2", (96, 128)),
-        ImageInput("densenet121", "features", (96, 128)),
-        ImageInput("mobilenet_v3_large", "features", (96, 128)),
-        ImageInput("convnext_tiny", "features", (96, 128)),
-        ImageInput("swin_t", "features.7.1.norm1", (96, 128), channels_last),
-        ImageInput("vit_b_16", "encoder.layers.encoder_layer_11.ln_1", (VIT_SIDE, VIT_SIDE), tokens(1, PATCHES, PATCHES)),
+        Subject("resnet18", "layer4", (96, 128)),
+        Subject("resnet50", "layer4", (96, 128)),
+        Subject("vgg16", "features", (96, 128), class_id=1),
+        Subject("timm:tf_efficientnet_lite0", "bn2", (96, 128)),
+        Subject("densenet121", "features", (96, 128)),
+        Subject("mobilenet_v3_large", "features", (96, 128)),
+        Subject("convnext_tiny", "features", (96, 128)),
+        Subject("swin_t", "features.7.1.norm1", (96, 128), channels_last),
+        Subject("vit_b_16", "encoder.layers.encoder_layer_11.ln_1", (VIT_SIDE, VIT_SIDE), tokens(1, PATCHES, PATCHES)),
     )
 }
 # For methods that ask a network often. What is compared is arithmetic, which does not know how large an image is.

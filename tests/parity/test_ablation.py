@@ -13,7 +13,7 @@ from pytorch_grad_cam.ablation_layer import AblationLayer
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from service.imaging.heatmap import Polarity
+from service.vocabulary import Polarity
 from tests.parity.matrix import NETWORKS, Record
 from tests.parity.oracle import hold, library, ready
 from tests.parity.subjects import WIDE
@@ -56,9 +56,9 @@ def once(module: nn.Module) -> Iterator[None]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_equals_pytorch_grad_cam(record_property: Record, name: str) -> None:
     subject = WIDE[name]
-    (outcome,) = subject.explained("ablationcam")
+    (result,) = subject.explained("ablationcam")
     # They divide by the score.
-    polarity: Polarity = "positive" if outcome.logits[subject.class_id] > 0 else "negative"
+    polarity: Polarity = "positive" if result.logits[subject.class_id] > 0 else "negative"
     zeroing = Zeroing(channels_first=subject.reshape is None)
     kind = functools.partial(AblationCAM, ablation_layer=zeroing, batch_size=ROWS)
     with once(ready(subject.module)):
@@ -71,4 +71,4 @@ def test_equals_pytorch_grad_cam(record_property: Record, name: str) -> None:
             targets=[ClassifierOutputTarget(subject.class_id)],
         )
     convention = "the library's ablation layer made to set channels of the grid to 0, as in the paper"
-    hold(record_property, "ablationcam", name, subject.rendered([outcome], polarity), expected, convention)
+    hold(record_property, "ablationcam", name, subject.rendered([result], polarity), expected, convention)

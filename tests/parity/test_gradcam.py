@@ -17,8 +17,9 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
+from service.engine.batch import EngineRequest
 from service.engine.network import Network
-from service.engine.types import EngineRequest, EngineResult
+from service.engine.types import EngineResult
 from service.imaging.heatmap import scale_maps
 from tests.networks import known, network
 from tests.parity.oracle import library
@@ -59,13 +60,13 @@ def theirs(name: str, layers: tuple[str, ...]) -> NDArray[np.float32]:
 
 
 def rendered(name: str, layers: tuple[str, ...]) -> NDArray[np.float32]:
-    works = [
+    requests = [
         EngineRequest(pixels=image, classes=(c,), layers=layers) for image, c in zip(random_images(), CLASSES, strict=True)
     ]
     maps = []
-    for outcome in ours(name).run(works):
-        assert isinstance(outcome, EngineResult)
-        (heatmap,) = scale_maps(outcome.maps, polarity="positive", scale="minmax", input_size=(SIZE, SIZE))
+    for result in ours(name).run(requests):
+        assert isinstance(result, EngineResult)
+        (heatmap,) = scale_maps(result.maps, polarity="positive", scale="minmax", input_size=(SIZE, SIZE))
         maps.append(heatmap.values)
     return np.stack(maps)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tests.parity.matrix import Record, record
 from tests.parity.oracle import channels_first, hold_raw, ready, twin
-from tests.parity.subjects import SMALL, ImageInput
+from tests.parity.subjects import SMALL, Subject
 
 OTHERS = (nn.ReLU6, nn.GELU, nn.Hardswish)
 CONVENTION = "captum's rule bound to ReLU6, GELU and Hardswish too, as in the service"
@@ -50,7 +50,7 @@ class DenseNet(nn.Module):
 
 
 @functools.cache
-def rectified(subject: ImageInput) -> tuple[nn.Module, str]:
+def rectified(subject: Subject) -> tuple[nn.Module, str]:
     """The network with every rectifier a module of captum's kind, none in place, and its layer, channels first."""
     module = twin(ready(subject.module))
     for path, part in list(module.named_modules()):
@@ -61,16 +61,16 @@ def rectified(subject: ImageInput) -> tuple[nn.Module, str]:
     return channels_first(module, subject.layer, subject.reshape)
 
 
-def has_others(subject: ImageInput) -> bool:
+def has_others(subject: Subject) -> bool:
     return any(isinstance(part, OTHERS) for part in subject.module.modules())
 
 
-def convention(subject: ImageInput) -> str:
+def convention(subject: Subject) -> str:
     return CONVENTION if has_others(subject) else ""
 
 
 @nine
-def test_guided_backprop(record_property: Record, subject: ImageInput) -> None:
+def test_guided_backprop(record_property: Record, subject: Subject) -> None:
     module, _ = rectified(subject)
     expected = GuidedBackprop(module).attribute(subject.images().requires_grad_(), target=subject.class_id)
     found = subject.raw("guided_backprop")
@@ -78,7 +78,7 @@ def test_guided_backprop(record_property: Record, subject: ImageInput) -> None:
 
 
 @nine
-def test_guided_backprop_of_pytorch_grad_cam(record_property: Record, subject: ImageInput) -> None:
+def test_guided_backprop_of_pytorch_grad_cam(record_property: Record, subject: Subject) -> None:
     module, _ = rectified(subject)
     oracle = GuidedBackpropReLUModel(twin(ready(subject.module) if has_others(subject) else module))
     expected = torch.from_numpy(oracle(subject.images(), subject.class_id)).sum(2)
@@ -91,7 +91,7 @@ def test_guided_backprop_of_pytorch_grad_cam(record_property: Record, subject: I
 
 
 @nine
-def test_guided_gradcam(record_property: Record, subject: ImageInput) -> None:
+def test_guided_gradcam(record_property: Record, subject: Subject) -> None:
     module, layer = rectified(subject)
     oracle = GuidedGradCam(module, module.get_submodule(layer))
     expected = oracle.attribute(subject.images().requires_grad_(), target=subject.class_id, interpolate_mode="bilinear")
@@ -100,7 +100,7 @@ def test_guided_gradcam(record_property: Record, subject: ImageInput) -> None:
 
 
 @nine
-def test_gradcam(record_property: Record, subject: ImageInput) -> None:
+def test_gradcam(record_property: Record, subject: Subject) -> None:
     module, layer = rectified(subject)  # a layer's output that a ReLU overwrites is not the layer's
     expected = LayerGradCam(module, module.get_submodule(layer)).attribute(subject.images(), target=subject.class_id)
     reshaped = "captum given the layer's grid channels first" if subject.reshape else ""

@@ -95,8 +95,8 @@ def ours(name: str, method: str, **parameters: Any) -> Maps:
 
 def either_sign(name: str, method: str, expected: Maps, **parameters: Any) -> Maps:
     """Our maps, each of the polarity that the library's arbitrary sign gave its own."""
-    outcomes = WIDE[name].explained(method, *SEEDS, **parameters)
-    both = [WIDE[name].rendered(outcomes, "positive"), WIDE[name].rendered(outcomes, "negative")]
+    results = WIDE[name].explained(method, *SEEDS, **parameters)
+    both = [WIDE[name].rendered(results, "positive"), WIDE[name].rendered(results, "negative")]
     return np.stack([min(pair, key=lambda one: np.abs(one - e).max()) for *pair, e in zip(*both, expected, strict=True)])
 
 

@@ -17,13 +17,13 @@ from service.engine.methods.superpixels import superpixels
 from service.engine.methods.surrogate import Coalitions, coalitions
 from tests.parity.matrix import Record
 from tests.parity.oracle import hold_raw
-from tests.parity.subjects import SMALL, ImageInput
+from tests.parity.subjects import SMALL, Subject
 
 SEGMENTS, SAMPLES, SEED = 9, 24, 3
 nine = pytest.mark.parametrize("subject", SMALL.values(), ids=list(SMALL))
 
 
-def mask_of(subject: ImageInput) -> Tensor:
+def mask_of(subject: Subject) -> Tensor:
     """The superpixel of every pixel, int64 ``[H, W]``."""
     return torch.from_numpy(superpixels(subject.images()[0].permute(1, 2, 0).numpy(), SEGMENTS))
 
@@ -37,7 +37,7 @@ def given(shown: Coalitions) -> Any:
     return draws
 
 
-def attributed(oracle: Any, subject: ImageInput, shown: Coalitions) -> Tensor:
+def attributed(oracle: Any, subject: Subject, shown: Coalitions) -> Tensor:
     """The coefficients that captum finds, spread over the pixels of their superpixels."""
     spread: Tensor = oracle.attribute(
         subject.images(),
@@ -50,7 +50,7 @@ def attributed(oracle: Any, subject: ImageInput, shown: Coalitions) -> Tensor:
 
 
 @nine
-def test_lime(record_property: Record, subject: ImageInput) -> None:
+def test_lime(record_property: Record, subject: Subject) -> None:
     count = int(mask_of(subject).max()) + 1
     shown = np.random.default_rng(SEED).random((SAMPLES, count)) < 0.5
     shown[0] = True
@@ -68,7 +68,7 @@ def test_lime(record_property: Record, subject: ImageInput) -> None:
 
 
 @nine
-def test_kernel_shap(record_property: Record, subject: ImageInput) -> None:
+def test_kernel_shap(record_property: Record, subject: Subject) -> None:
     count = int(mask_of(subject).max()) + 1
     drawn = coalitions(np.random.default_rng(SEED), SAMPLES, count)
     oracle = KernelShap(subject.module)

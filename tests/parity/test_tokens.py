@@ -14,9 +14,10 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
+from service.engine.batch import EngineRequest
 from service.engine.network import Network
 from service.engine.sources import LoadedNetwork
-from service.engine.types import EngineRequest, EngineResult
+from service.engine.types import EngineResult
 from service.imaging.heatmap import scale_maps
 from service.vocabulary import Preprocessing
 from tests.networks import seeded
@@ -70,13 +71,15 @@ def test_equals_pytorch_grad_cam_with_a_reshape(name: str) -> None:
     build, size, layer, reshape = NETWORKS[name]
     module = seeded(build)
     images = np.random.default_rng(3).integers(0, 256, (len(CLASSES), *size, 3), np.uint8)
-    preprocessing = Preprocessing(*size, min(size), "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    preprocessing = Preprocessing(
+        height=size[0], width=size[1], resize=min(size), interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
+    )
     ours = Network("test", LoadedNetwork(module, preprocessing, "sha256:test"), (), torch.device("cpu"))
     assert ours.default_layers == (layer,)
     found = []
-    for outcome in ours.run([EngineRequest(pixels=image, classes=(c,)) for image, c in zip(images, CLASSES, strict=True)]):
-        assert isinstance(outcome, EngineResult)
-        (heatmap,) = scale_maps(outcome.maps, polarity="positive", scale="minmax", input_size=size)
+    for result in ours.run([EngineRequest(pixels=image, classes=(c,)) for image, c in zip(images, CLASSES, strict=True)]):
+        assert isinstance(result, EngineResult)
+        (heatmap,) = scale_maps(result.maps, polarity="positive", scale="minmax", input_size=size)
         found.append(heatmap.values)
     batch = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127.5) / 127.5
     expected = library(GradCAM, module, [layer], batch, reshape, targets=[ClassifierOutputTarget(c) for c in CLASSES])

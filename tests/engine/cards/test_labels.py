@@ -24,7 +24,9 @@ def test_one_class_by_any_of_its_names(imagenet: LabelSet, name: str) -> None:
 
 def test_labels_and_wordnet_ids(imagenet: LabelSet) -> None:
     assert len(imagenet) == 1000
-    assert (imagenet.label(0), imagenet.wordnet_id(0)) == ("tench", "n01440764")
+    assert imagenet.wordnet_ids is not None
+    assert len(imagenet.wordnet_ids) == len(imagenet.labels) == 1000
+    assert (imagenet.labels[0], imagenet.wordnet_ids[0]) == ("tench", "n01440764")
 
 
 def test_an_ambiguous_name_lists_the_ids(imagenet: LabelSet) -> None:
@@ -54,12 +56,12 @@ def with_file(folder: Path, text: str) -> Card:
 
 def test_a_file_of_labels(tmp_path: Path) -> None:
     labels = read_labels(with_file(tmp_path, "cat\ndog, hound\n\n"))
-    assert (len(labels), labels.label(1), labels.find("dog, hound"), labels.wordnet_id(0)) == (2, "dog", 1, None)
+    assert (len(labels), labels.labels[1], labels.find("dog, hound"), labels.wordnet_ids) == (2, "dog", 1, None)
 
 
 def test_a_file_of_labels_with_wordnet_ids(tmp_path: Path) -> None:
     labels = read_labels(with_file(tmp_path, "n00000001\tcat\nn00000002\tdog\n"))
-    assert (labels.find("n00000002"), labels.label(0)) == (1, "cat")
+    assert (labels.find("n00000002"), labels.labels[0]) == (1, "cat")
 
 
 def test_a_hole_in_a_file_of_labels(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 
 import numpy as np
 import pytest
@@ -112,11 +111,14 @@ def test_curves_begin_and_end_where_they_must(toy: Network) -> None:
     assert len(found.map.deletion_curve) == len(found.map.insertion_curve) == STEPS + 1
 
 
-def test_it_stops_when_nobody_waits(toy: Network) -> None:
-    gone = threading.Event()
-    gone.set()
+def test_it_ends_when_its_checkpoint_says_so(toy: Network) -> None:
+    request = EvaluationRequest(pixels=white(), classes=(0,), maps=(perfect(),), grid=(8, 8))
+
+    def expired() -> None:
+        raise DeadlineExceeded("nobody waits")
+
     with pytest.raises(DeadlineExceeded):
-        toy.evaluate(EvaluationRequest(pixels=white(), classes=(0,), maps=(perfect(),), grid=(8, 8), abandoned=gone))
+        toy.evaluate(request, expired)
 
 
 def test_order_is_a_ranking_even_of_a_map_of_zeros() -> None:

@@ -14,12 +14,13 @@ import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from service.engine.graph.attention import attention_of
+from service.engine.batch import EngineRequest
+from service.engine.graph.attention import attention_graph
 from service.engine.graph.export import NetworkGraph, export
 from service.engine.methods import METHODS
 from service.engine.methods.attention import discard, fuse, rollout
 from service.engine.network import Network
-from service.engine.types import EngineRequest, EngineResult, MethodParameters
+from service.engine.types import EngineResult, MethodParameters
 from service.errors import CamserveError, MethodNotApplicable, ParameterInvalid
 from tests.networks import Pooled, network, seeded
 
@@ -74,21 +75,13 @@ def grid(module: nn.Module, size: int = SIDE, layer: str = "blocks.2.norm1") -> 
 
 
 def explained(net: Network, method: str, **asked: Any) -> NDArray[np.float32]:
-    outcome = net.run(
-        [
-            EngineRequest(
-                pixels=random_image(),
-                classes=(CLASS,),
-                method=method,
-                parameters=METHODS[method].resolve_parameters(MethodParameters(**asked)),
-            )
-        ]
-    )[0]
-    if isinstance(outcome, CamserveError):
-        raise outcome
-    assert isinstance(outcome, EngineResult)
-    assert outcome.layers == ()
-    return outcome.maps[0][0]
+    parameters = METHODS[method].with_defaults(MethodParameters(**asked))
+    (result,) = net.run([EngineRequest(pixels=random_image(), classes=(CLASS,), method=METHODS[method], parameters=parameters)])
+    if isinstance(result, CamserveError):
+        raise result
+    assert isinstance(result, EngineResult)
+    assert result.layers == ()
+    return result.maps[0][0]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +116,7 @@ def test_written_out_the_network_gives_the_same_logits_and_rows_sum_to_one(
     name: str, before: int, read: tuple[int, ...]
 ) -> None:
     module = vit(name)
-    made = attention_of(graph_of(module))
+    made = attention_graph(graph_of(module))
     assert (made.blocks, made.tokens.before, made.read) == (3, before, read)
     with torch.no_grad():
         found = made.look(tensor())
@@ -134,7 +127,7 @@ def test_written_out_the_network_gives_the_same_logits_and_rows_sum_to_one(
 
 def test_torchvisions_attention_is_that_of_its_own_layer() -> None:
     module = seeded(torchvision.models.VisionTransformer, SIDE, 16, 2, 3, 48, 96)
-    made = attention_of(graph_of(module))
+    made = attention_graph(graph_of(module))
     inputs: list[Tensor] = []
     layer: Any = module.get_submodule("encoder.layers.encoder_layer_1.self_attention")
     handle = layer.register_forward_hook(lambda _module, args, _output: inputs.append(args[0]))
@@ -237,13 +230,13 @@ def test_where_the_classifier_reads_the_mean_every_row_counts() -> None:
 
 
 def test_a_class_and_what_it_is_contrasted_with_change_the_weighted_maps_alone(net: Network) -> None:
-    for method, differs in {"attention_rollout": False, "chefer": True, "legrad": True}.items():
-        parameters = METHODS[method].resolve_parameters(MethodParameters())
-        works = [
-            EngineRequest(pixels=random_image(), classes=(0, 1), method=method, parameters=parameters),
-            EngineRequest(pixels=random_image(), classes=(0,), versus=1, method=method, parameters=parameters),
+    for name, differs in {"attention_rollout": False, "chefer": True, "legrad": True}.items():
+        method = METHODS[name]
+        requests = [
+            EngineRequest(pixels=random_image(), classes=(0, 1), method=method, parameters=method.defaults),
+            EngineRequest(pixels=random_image(), classes=(0,), versus=1, method=method, parameters=method.defaults),
         ]
-        plain, contrast = (outcome for outcome in net.run(works) if isinstance(outcome, EngineResult))
+        plain, contrast = (result for result in net.run(requests) if isinstance(result, EngineResult))
         zero, one, against = plain.maps[0][0], plain.maps[1][0], contrast.maps[0][0]
         assert (not np.allclose(zero, one, atol=1e-7)) == differs
         assert (not np.allclose(zero, against, atol=1e-7)) == differs
@@ -262,4 +255,4 @@ def test_a_network_without_such_attention_says_why() -> None:
         torchvision.models.SwinTransformer, patch_size=[4, 4], embed_dim=24, depths=[2], num_heads=[2], window_size=[4, 4]
     )
     with pytest.raises(MethodNotApplicable, match="in windows"):
-        attention_of(graph_of(swin))
+        attention_graph(graph_of(swin))

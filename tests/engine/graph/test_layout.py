@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,22 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from service.engine.batch import EngineRequest
 from service.engine.graph.dimensions import Tokens
 from service.engine.graph.export import export
 from service.engine.graph.layout import Layout, LayoutOverride, layout_of
 from service.engine.graph.split import split
 from service.engine.network import Network
 from service.engine.sources import LoadedNetwork
-from service.engine.types import EngineRequest, EngineResult, LayerInfo
+from service.engine.types import EngineResult, LayerInfo
 from service.errors import ConfigurationError
 from service.vocabulary import Preprocessing
 from tests.networks import Pooled, network, seeded
 
 SIZE = (64, 96)
+PREPROCESSING = Preprocessing(
+    height=SIZE[0], width=SIZE[1], resize=64, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+)
 
 
 class ChannelsLast(nn.Module):
@@ -78,17 +83,20 @@ DEFAULTS: dict[str, tuple[Callable[[], nn.Module], LayerInfo]] = {
     "channels last": (ChannelsLast, LayerInfo(name="block", channels=8, grid=(8, 12), layout="nhwc")),
     "swin": (swin, LayerInfo(name="features.3.1.norm1", channels=48, grid=(8, 12), layout="nhwc")),
     "class token": (
-        made("vit_tiny_patch16_224", img_size=SIZE, depth=2), LayerInfo(name="blocks.1.norm1", channels=192, grid=(4, 6), layout="tokens"),
+        made("vit_tiny_patch16_224", img_size=SIZE, depth=2),
+        LayerInfo(name="blocks.1.norm1", channels=192, grid=(4, 6), layout="tokens"),
     ),
     "as wide as it has patches": (
         made("vit_tiny_patch16_224", img_size=SIZE, depth=2, embed_dim=24, num_heads=2),
         LayerInfo(name="blocks.1.norm1", channels=24, grid=(4, 6), layout="tokens"),
     ),
     "rotary positions and registers": (
-        made("vit_small_patch16_dinov3", img_size=SIZE, depth=2), LayerInfo(name="blocks.1.norm1", channels=384, grid=(4, 6), layout="tokens"),
+        made("vit_small_patch16_dinov3", img_size=SIZE, depth=2),
+        LayerInfo(name="blocks.1.norm1", channels=384, grid=(4, 6), layout="tokens"),
     ),
     "attention that pools": (
-        made("vit_base_patch16_siglip_224", img_size=SIZE, depth=1), LayerInfo(name="norm", channels=768, grid=(4, 6), layout="tokens"),
+        made("vit_base_patch16_siglip_224", img_size=SIZE, depth=1),
+        LayerInfo(name="norm", channels=768, grid=(4, 6), layout="tokens"),
     ),
     "convolutions after attention": (made("mobilevitv2_050"), LayerInfo(name="stages", channels=256, grid=(2, 4))),
 }  # fmt: skip
@@ -183,8 +191,7 @@ class Picked(nn.Module):
 
 
 def test_a_card_states_a_layout_that_the_graph_does_not_tell() -> None:
-    module = seeded(Shuffled)
-    loaded = LoadedNetwork(module, Preprocessing(*SIZE, 64, "bilinear", (0.5,) * 3, (0.5,) * 3), "sha256:test")
+    loaded = LoadedNetwork(seeded(Shuffled), PREPROCESSING, "sha256:test")
     cpu = torch.device("cpu")
     assert "pick" not in Network("test", loaded, ["patches"], cpu).layers
     net = Network("test", loaded, ["pick"], cpu, LayoutOverride("tokens", 1))
@@ -197,17 +204,31 @@ def test_a_card_states_a_layout_that_the_graph_does_not_tell() -> None:
             Network("test", loaded, ["pick"], cpu, wrong)
 
 
+def test_a_layout_that_a_card_states_changes_no_graph_that_is_made() -> None:
+    module = seeded(Shuffled)
+    plain = export("test", module, (3, *SIZE))
+    known = dict(plain.dimensions)
+    stated = export("test", module, (3, *SIZE), {"pick": LayoutOverride("tokens", 1)})
+    assert "pick" not in plain.layers()
+    assert stated.layers() == {**plain.layers(), "pick": LayerInfo(name="pick", channels=8, grid=(4, 6), layout="tokens")}
+    assert plain.dimensions == known
+    picked, in_plain = stated.layer_nodes()["pick"], plain.layer_nodes()["pick"]
+    assert stated.dimensions[picked] == ("batch", Tokens(4, 6, 1), "channels")
+    assert plain.dimensions.get(in_plain) != stated.dimensions[picked]
+    with pytest.raises(FrozenInstanceError):
+        stated.dimensions = plain.dimensions  # type: ignore[misc]  # the very thing that is refused
+
+
 def test_a_transformer_is_explained_in_one_batch_with_mixed_layers() -> None:
     module = seeded(DEFAULTS["class token"][0])
-    preprocessing = Preprocessing(*SIZE, 64, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    net = Network("test", LoadedNetwork(module, preprocessing, "sha256:test"), (), torch.device("cpu"))
+    net = Network("test", LoadedNetwork(module, PREPROCESSING, "sha256:test"), (), torch.device("cpu"))
     images = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
-    works = [
+    requests = [
         EngineRequest(pixels=images[0], classes=(1, 2)),
         EngineRequest(pixels=images[1], best=1, layers=("blocks.0", "patch_embed.proj")),
     ]
-    for work, together in zip(works, net.run(works), strict=True):
-        (alone,) = net.run([work])
+    for request, together in zip(requests, net.run(requests), strict=True):
+        (alone,) = net.run([request])
         assert isinstance(together, EngineResult)
         assert isinstance(alone, EngineResult)
         for maps, own in zip(together.maps, alone.maps, strict=True):

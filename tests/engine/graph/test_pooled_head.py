@@ -11,10 +11,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from service.engine.batch import EngineRequest
 from service.engine.graph.export import export
 from service.engine.graph.split import split
 from service.engine.methods import METHODS
-from service.engine.types import EngineRequest, EngineResult
+from service.engine.methods.method import BatchedMethod
+from service.engine.types import EngineResult
 from tests.networks import Pooled, known, network, seeded
 
 
@@ -64,20 +66,20 @@ def test_the_cards_networks() -> None:
 def test_it_equals_autograd_for_every_batched_method() -> None:
     closed = network(seeded(Pooled), "block")
     autograd = network(seeded(Pooled), "block")
-    assert closed._default.pooled is not None
-    autograd._default = replace(autograd._default, pooled=None)
+    assert closed._default_split.pooled is not None
+    autograd._default_split = replace(autograd._default_split, pooled=None)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    methods = [method for method in METHODS.values() if method.cam is not None]
+    methods = [method for method in METHODS.values() if isinstance(method, BatchedMethod)]
     assert len(methods) > 6
     for method in methods:
         parameters = method.defaults
-        works = [
-            EngineRequest(pixels=pixels[0], best=3, method=method.name, parameters=parameters),
-            EngineRequest(pixels=pixels[1], classes=(4, 0), versus=2, method=method.name, parameters=parameters),
-            EngineRequest(pixels=pixels[2], method=method.name, parameters=parameters),
-            EngineRequest(pixels=pixels[3], classes=(1,), method=method.name, parameters=parameters),
+        requests = [
+            EngineRequest(pixels=pixels[0], best=3, method=method, parameters=parameters),
+            EngineRequest(pixels=pixels[1], classes=(4, 0), versus=2, method=method, parameters=parameters),
+            EngineRequest(pixels=pixels[2], method=method, parameters=parameters),
+            EngineRequest(pixels=pixels[3], classes=(1,), method=method, parameters=parameters),
         ]
-        for one, other in zip(closed.run(works), autograd.run(works), strict=True):
+        for one, other in zip(closed.run(requests), autograd.run(requests), strict=True):
             assert isinstance(one, EngineResult)
             assert isinstance(other, EngineResult)
             assert one.classes == other.classes

@@ -8,23 +8,27 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
 
-from service.engine.methods.probe import WHOLE_ROWS, Probe
+from service.engine.batch import EngineRequest
+from service.engine.graph.runner import NETWORK_ROWS, ChunkedRunner
+from service.engine.methods.method import QueryMethod
 from service.engine.network import Network
-from service.engine.types import EngineRequest, EngineResult
+from service.engine.types import EngineResult, LayerStatisticsResult
 from service.errors import DeadlineExceeded
-from service.explain.results import Encoded
+from service.explain.results import Media
+from service.explain.scheduler import Deadline
 from tests import images as make
-from tests.explain.world import World, small_network, until, world
+from tests.explain.world import World, explained, until, world
 
 pytestmark = pytest.mark.anyio
 
 IMAGE = make.save(make.scene(96, 48), "PNG")
 LONG = 10_000  # samples: seconds, even on a network of two convolutions
-CHUNKS = LONG // WHOLE_ROWS
+CHUNKS = LONG // NETWORK_ROWS
 
 
 @dataclass
@@ -55,21 +59,22 @@ class Watched:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     seen = Watched()
-    whole, run = Probe.whole, Network.run
+    logits, run = ChunkedRunner.logits, Network.run
 
-    def watched_whole(self: Probe, images: Tensor) -> Tensor:
+    def watched_logits(self: ChunkedRunner, images: Tensor) -> Tensor:
         seen.chunks += 1
         if seen.chunks == 3:
             seen.begun.set()
-        return whole(self, images)
+        return logits(self, images)
 
-    def watched_run(self: Network, works: Sequence[EngineRequest]) -> list[EngineResult | Exception]:
+    def watched_run(self: Network, requests: Sequence[EngineRequest], *rest: Any) -> list[EngineResult | Exception]:
         before = seen.chunks
-        outcomes = run(self, works)
-        seen.beside.append(seen.chunks - before)
-        return outcomes
+        results = run(self, requests, *rest)
+        if not isinstance(requests[0].method, QueryMethod):
+            seen.beside.append(seen.chunks - before)
+        return results
 
-    monkeypatch.setattr(Probe, "whole", watched_whole)
+    monkeypatch.setattr(ChunkedRunner, "logits", watched_logits)
     monkeypatch.setattr(Network, "run", watched_run)
     return seen
 
@@ -77,7 +82,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
 @pytest.fixture
 async def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watched: Watched) -> AsyncIterator[World]:
     async with world(tmp_path, monkeypatch) as ready:
-        monkeypatch.setattr(small_network(), "seconds_per_image", 0.0)  # so that no estimate refuses what is to run
+        # So that no estimate refuses what is to run.
+        monkeypatch.setattr(ready.registry.get(None).scheduler.fast, "seconds_per_pass", 0.0)
         watched.beside.clear()
         yield ready
 
@@ -101,7 +107,7 @@ async def test_a_long_request_gets_on_under_quick_ones(small: World) -> None:
         await small.explain(IMAGE)
         quick += 1
         assert quick < 3000
-    assert (await long).results[0].explanations[0].method == "rise"
+    assert explained(await long)[0].explanations[0].method == "rise"
 
 
 async def test_a_long_request_stops_when_its_client_leaves(small: World, watched: Watched) -> None:
@@ -124,7 +130,7 @@ async def test_a_deadline_stops_a_long_request(small: World, watched: Watched) -
 async def test_what_cannot_be_ready_in_time_is_refused_at_once(
     small: World, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(small_network(), "seconds_per_image", 1.0)
+    monkeypatch.setattr(small.registry.get(None).scheduler.fast, "seconds_per_pass", 1.0)
     started = time.perf_counter()
     with pytest.raises(DeadlineExceeded, match="about 100 s") as refused:
         await small.explain(b"not even an image", method="rise", samples=100, within_s=30)
@@ -135,8 +141,67 @@ async def test_what_cannot_be_ready_in_time_is_refused_at_once(
     await small.explain(IMAGE, within_s=30)
 
 
+async def test_work_on_layers_that_nobody_waits_for_is_not_begun(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    describe = Network.layer_statistics
+
+    def watched_statistics(self: Network, *arguments: Any) -> LayerStatisticsResult:
+        result = describe(self, *arguments)
+        begun.append("done")
+        return result
+
+    monkeypatch.setattr(Network, "layer_statistics", watched_statistics)
+    scheduler = small.registry.get(None).scheduler
+    entered, gate = threading.Event(), threading.Event()
+
+    def block(_checkpoint: object) -> None:
+        entered.set()
+        gate.wait(10)
+
+    deadline = Deadline(30)
+    async with scheduler.admit({"slow": 1}, 0, deadline) as reservation:
+        blocking = asyncio.create_task(scheduler.run_jobs([block], deadline, reservation))
+        assert await asyncio.to_thread(entered.wait, 10)
+        inspecting = asyncio.create_task(small.inspect(IMAGE))
+
+        async def is_waiting() -> bool:
+            return scheduler.slow.depth == 1
+
+        await until(is_waiting)
+        inspecting.cancel()
+        await asyncio.gather(inspecting, return_exceptions=True)
+        gate.set()
+        await blocking
+    await small.inspect(IMAGE)
+    assert begun == ["done"]
+
+
+async def test_inspecting_stops_at_its_checkpoint_when_its_client_leaves(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, gate = threading.Event(), threading.Event()
+    split = Network._split
+
+    def held(self: Network, *arguments: Any) -> object:
+        entered.set()
+        gate.wait(10)
+        return split(self, *arguments)
+
+    passes: list[object] = []
+    monkeypatch.setattr(Network, "_split", held)
+    monkeypatch.setattr(Network, "_normalize", lambda *arguments: passes.append(arguments))
+    inspecting = asyncio.create_task(small.inspect(IMAGE))
+    assert await asyncio.to_thread(entered.wait, 10)
+    inspecting.cancel()
+    await asyncio.gather(inspecting, return_exceptions=True)
+    gate.set()
+    scheduler = small.registry.get(None).scheduler
+    deadline = Deadline(30)
+    async with scheduler.admit({"slow": 1}, 0, deadline) as reservation:
+        await scheduler.run_jobs([lambda _checkpoint: None], deadline, reservation)  # comes after it
+    assert not passes, "the network was not asked for a request that nobody waits for"
+
+
 async def test_every_layer_and_class_counts_in_the_estimate(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_network(), "seconds_per_image", 1.0)
+    monkeypatch.setattr(small.registry.get(None).scheduler.fast, "seconds_per_pass", 1.0)
     with pytest.raises(DeadlineExceeded, match="about 80 s"):
         await small.explain(IMAGE, method="scorecam", samples=20, class_id=(0, 1), layer=("stem", "block"), within_s=30)
 
@@ -144,9 +209,9 @@ async def test_every_layer_and_class_counts_in_the_estimate(small: World, monkey
 @pytest.mark.parametrize("method", ["rise", "lime", "kernel_shap", "smoothgrad", "gradient_shap"])
 async def test_the_same_seed_gets_the_same_answer_and_another_another(small: World, method: str) -> None:
     async def answer(seed: int) -> bytes:
-        document = (await small.explain(IMAGE, delivery="npy", method=method, samples=16, seed=seed)).document
-        assert isinstance(document, Encoded)
-        return document.data
+        media = (await small.explain(IMAGE, delivery="npy", method=method, samples=16, seed=seed)).media
+        assert isinstance(media, Media)
+        return media.data
 
     one, again, other = await answer(1), await answer(1), await answer(2)
     assert one == again

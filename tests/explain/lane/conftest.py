@@ -1,4 +1,4 @@
-"""Every test of the batcher runs on both loops: their clocks and the order of their callbacks differ."""
+"""Every test of a lane runs on both loops: their clocks and the order of their callbacks differ."""
 
 from __future__ import annotations
 
