@@ -53,12 +53,12 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     shutdown_delay_s: float = Field(
-        1.0, ge=0, le=60, description="After SIGTERM: seconds to go on serving, not ready, while balancers take notice."
+        1.0, ge=0, le=60, description="After SIGTERM: seconds to go on serving, not ready, until balancers have seen it."
     )
 
     max_batch_size: int = Field(8, ge=1, le=256, description="Most images in one pass through a network.")
     max_queue_delay_ms: float = Field(
-        0.0, ge=0, le=1000, description="Longest wait for company when a batch is not full; 0 dispatches at once."
+        0.0, ge=0, le=1000, description="Longest wait of a batch that is not full; 0 dispatches at once."
     )
     max_queue_size: int = Field(256, ge=1, le=100_000, description="Images waiting per model before 429.")
     request_timeout_s: float = Field(10.0, gt=0, le=3600, description="A request older than this is answered 504.")
@@ -67,13 +67,13 @@ class Settings(BaseSettings):
         1,
         ge=1,
         le=64,
-        description="Batches of one model under way at once, each with its share of the cores. For machines with more cores "
+        description="Batches of one model that run at once, each with its share of the cores. For machines with more cores "
         "than one batch keeps busy; a lone request is slower.",
     )
     cache_entries: int = Field(
-        1024, ge=0, le=1_000_000, description="Raw maps of so many images remembered per model; 0 remembers nothing."
+        1024, ge=0, le=1_000_000, description="Raw maps of so many images cached per model; 0 turns the cache off."
     )
-    cache_bytes: int = Field(64 * 1024 * 1024, ge=0, description="Most memory that these may take, per model.")
+    cache_bytes: int = Field(64 * 1024 * 1024, ge=0, description="Most memory of the cache, per model.")
 
     max_body_bytes: int = Field(10 * 1024 * 1024, ge=1024, description="Largest request body.")
     max_image_pixels: int = Field(50_000_000, ge=64, description="Most pixels of one image.")

@@ -128,17 +128,6 @@ def _options(route: str, options: Sequence[Json], operations: Mapping[str, Json]
     yield f"Takes every option of [{twin}](#{_anchor(twin)}) but `model`."
 
 
-def _options(route: str, options: Sequence[Json], operations: Mapping[str, Json]) -> Iterator[str]:
-    """A table; where the path names the model one sentence, for the route without it has the table."""
-    twin = route.replace("/models/{model}", "")
-    if twin == route:
-        yield from _parameter_table("option", options)
-        return
-    if options != [option for option in _parameters(operations[twin], "query") if option["name"] != "model"]:
-        raise ValueError(f"{route} has other options than {twin}")
-    yield f"Takes every option of [{twin}](#{_anchor(twin)}) but `model`."
-
-
 def _response(status: str, response: Json) -> tuple[str, str, str]:
     kinds = ", ".join(
         f"`{kind}`: {_type(content['schema'])}" if "$ref" in content["schema"] else f"`{kind}`"
@@ -197,10 +186,6 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
     yield "|" + " --- |" * len(head)
     for row in rows:
         yield f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in row)} |"
-
-
-def _link(route: str) -> str:
-    return f"[`{route}`](#{_anchor(route)})"
 
 
 def _link(route: str) -> str:

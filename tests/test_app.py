@@ -37,7 +37,7 @@ def client_of(app: FastAPI) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://camserve")
 
 
-async def test_livez_answers_while_the_models_load(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_livez_answers_while_the_models_load(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     loaded, closed = asyncio.Event(), asyncio.Event()
 
     async def start(registry: Registry) -> None:
@@ -49,16 +49,19 @@ async def test_livez_answers_while_the_models_load(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Registry, "start", start)
     monkeypatch.setattr(Registry, "close", close)
     monkeypatch.setattr(Registry, "ready", property(lambda _: loaded.is_set()))
-    app = create_app(Settings())
+    app = create_app(Settings(log_format="json"))
     async with client_of(app) as client:
         async with app.router.lifespan_context(app):
             assert (await client.get("/livez")).status_code == 200
             assert (await client.get("/readyz")).json()["code"] == "not_ready"
             assert (await client.post("/explain", content=b"x")).json()["code"] == "not_ready"
             assert (await client.get("/models")).json()["models"][0]["state"] == "loading"
+            assert '"service_ready"' not in capsys.readouterr().err
             loaded.set()
             await asyncio.sleep(0.01)
             assert (await client.get("/readyz")).status_code == 200
+            lines = [orjson.loads(line) for line in capsys.readouterr().err.splitlines()]
+            assert [line["models"] for line in lines if line["event"] == "service_ready"] == [["efficientnet_lite0"]]
             assert not closed.is_set()
         assert closed.is_set()
         assert (await client.get("/readyz")).json()["code"] == "shutting_down"

@@ -115,7 +115,7 @@ def test_imports_go_down_only(path: Path) -> None:
         ("engine", "graph", "from service.engine import network"),
         ("engine", "methods", "from service.engine.batch import EngineRequest"),
         ("engine", "runtimes", "from service.engine.graph.split import Split"),
-        ("engine", "cards", "from service.engine.device import prepare"),
+        ("engine", "cards", "from service.engine.device import prepare_device"),
         ("engine", "types", "from service.engine.cards.card import Card"),
         ("engine", "evaluation", "from service.engine.methods import METHODS"),
         ("imaging", "", "from service.explain.options import ExplainOptions"),

@@ -25,6 +25,11 @@ REQUEST_MODELS: Final[dict[type[BaseModel], tuple[type[BaseModel], type[BaseMode
     ExplainOptions: (ExplainForm, ExplainJson),
     InspectOptions: (InspectForm, InspectJson),
 }
+EXAMPLES: Final[dict[type[BaseModel], dict[str, Any]]] = {
+    PredictOptions: {"images": [{"b64": "iVBORw0KGgo="}], "top_k": 3},
+    ExplainOptions: {"images": [{"b64": "iVBORw0KGgo=", "class_id": [281]}], "overlay": True},
+    InspectOptions: {"images": [{"b64": "iVBORw0KGgo=", "class_id": [281]}], "layer": ["bn2"]},
+}
 HIDDEN_MODELS: Final[tuple[type[BaseModel], ...]] = (*(model for pair in REQUEST_MODELS.values() for model in pair), Problem)
 BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 
@@ -33,8 +38,8 @@ ANSWER_HEADERS: Final = {
     "Server-Timing": "Milliseconds of decode, queue, infer and render.",
     "X-Batch-Size": "Images in the network's pass that answered this request; 0 of a hit.",
     "X-Cache": "`miss`: the network was asked; `coalesced`: for another request at the same time; `hit`: before. Of several "
-    "images the costliest. Absent where nothing is remembered (/inspect, `cache_entries` 0). `Cache-Control: no-cache` in a "
-    "request asks the network anew, `no-store` remembers nothing either.",
+    "images the costliest. Absent where nothing is cached (/inspect, `cache_entries` 0). `Cache-Control: no-cache` in a "
+    "request asks the network anew, `no-store` caches nothing either.",
     "Vary": "`Accept`.",
 }
 IMAGE_HEADERS: Final = {
@@ -81,7 +86,7 @@ def request_documentation(
                 "application/octet-stream": BINARY,
                 "application/json": {
                     "schema": {"$ref": REF.format(model=document.__name__)},
-                    "example": {"images": [{"b64": "iVBORw0KGgo="}]},
+                    "example": EXAMPLES[options],
                 },
             },
         },

@@ -24,7 +24,7 @@ from service.settings import Settings
 from service.telemetry import Metrics
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".mpo"}
-DEADLINE_S = 3600.0  # nobody waits at a connection
+DEADLINE_S = 3600.0  # no client waits at a connection
 SHOWN_ROWS = 40
 COLUMNS = ("file", "overlay", "class_id", "label", "wordnet_id", "probability", "logit", "raw_max", "blank", "error")
 

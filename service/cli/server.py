@@ -18,8 +18,8 @@ from service.settings import Settings
 class Server(uvicorn.Server):
     """uvicorn, which when told to stop goes on serving for a moment, not ready, and then ends with exit code 0.
 
-    In that moment balancers take notice, requests already on their way in are read and answered, and every answer asks its
-    client to close the connection: an idle connection that is cut may have a request in it.
+    In that moment balancers see that it is not ready, requests that have been sent already are read and answered, and every
+    answer asks its client to close the connection: an idle connection that is closed may have a request in it.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, delay_s: float) -> None:

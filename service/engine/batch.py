@@ -1,8 +1,8 @@
-"""One batch: what is asked of each image, and the way from the trunk's output to logits and signed maps.
+"""One batch: the request for each image, and the computation from the trunk's output to logits and signed maps.
 
 Each class of each image is a row of the head, which runs under autograd once for all rows; the gradient is of the sum of the
-rows' scores, and rows are independent in eval mode, so every row gets its own. A method that runs the network again does so
-afterwards, row by row.
+rows' scores, and rows are independent in eval mode, so every row gets its own gradient. A `QueryMethod` runs the network again
+after that, row by row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from service.engine.methods.method import BatchedMethod, LayerSplit, Method, Que
 from service.engine.types import EngineResult, MethodParameters
 from service.errors import CamserveError, InferenceNonFinite
 
-MAX_ROWS: Final = 32  # of one head pass: bounds memory when many classes are asked at an early, large layer
+MAX_ROWS: Final = 32  # of one head pass: the bound on memory when many classes are explained at an early, large layer
 GRADCAM: Final = METHODS["gradcam"]
 
 Maps = tuple[NDArray[np.float32], ...]
@@ -37,10 +37,11 @@ class EngineRequest:
     Attributes:
         pixels: uint8 ``[h, w, 3]`` RGB, already at the network's input size.
         classes: class ids to explain, in this order.
-        best: where `classes` is empty: explain so many of the best classes; 0 only predicts.
+        best: where `classes` is empty, how many of the best classes to explain; 0 only predicts.
         versus: class id whose logit is subtracted from the score, or None.
-        method: computes the maps; with `parameters`, all of its parameters, as `Network.resolve_method` gives them.
-        layers: module paths to explain at, or () for the card's.
+        method: computes the maps.
+        parameters: all parameters of the method, as `Network.resolve_method` gives them.
+        layers: module paths to explain at, or () for the card's layers.
     """
 
     pixels: NDArray[np.uint8]
@@ -53,7 +54,7 @@ class EngineRequest:
 
     @property
     def rows(self) -> int:
-        """Explanations asked for."""
+        """The number of explanations, each of which is a row of the head."""
         return len(self.classes) or self.best
 
     @property
@@ -64,14 +65,14 @@ class EngineRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Images of one size whose trunk has run.
+    """Images of one size, with the trunk's output for them.
 
     Attributes:
-        network: for images of this size.
+        network: the network for images of this size.
         images: float ``[N, C, h, w]``, normalised.
         split: the network, split at least at every layer that a request names.
-        crossing: what the trunk gave for the images.
-        requests: one per image, each with its `layers` named.
+        crossing: the trunk's output for the images.
+        requests: one per image, each with at least one layer.
         checkpoints: one per image, see `ChunkedRunner`.
     """
 
@@ -85,7 +86,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class HeadRow:
-    """One class of one image of the batch; `class_id` None stands for the best."""
+    """One class of one image of the batch; `class_id` None is the best class."""
 
     image: int
     class_id: int | None
@@ -93,7 +94,7 @@ class HeadRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadResult:
-    """What the head said of a row: logits float32 ``[classes]`` and, from a batched method, a map for each split layer."""
+    """The head's result for a row: logits float32 ``[classes]`` and, of a `BatchedMethod`, one map per layer of the split."""
 
     row: HeadRow
     class_id: int
@@ -105,14 +106,14 @@ def explain_batch(batch: Batch) -> list[EngineResult | Exception]:
     """Explains a batch.
 
     Returns:
-        One result per request, in order; in place of it the error of one that failed, `InferenceNonFinite` where numbers are
-        not finite.
+        One result per request, in order; in place of the result of a request that failed, its error: `InferenceNonFinite`
+        where logits or maps are not finite.
     """
     requests = batch.requests
     results = _run_head(
         batch, [HeadRow(image, c) for image, request in enumerate(requests) for c in (request.classes or (None,))]
     )
-    # Of the k best classes asked for, the first pass explained the best and told which the others are.
+    # A request for the k best classes: the first pass explains the best class, and its logits rank the others.
     first = {result.row.image: result for result in reversed(results)}
     results += _run_head(
         batch,
@@ -128,7 +129,7 @@ def explain_batch(batch: Batch) -> list[EngineResult | Exception]:
 
 
 def _run_head(batch: Batch, rows: Sequence[HeadRow]) -> list[HeadResult]:
-    """The head over all rows, a bounded number at a time."""
+    """Runs the head over all rows, a bounded number at a time."""
     results: list[HeadResult] = []
     for start in range(0, len(rows), MAX_ROWS):
         results += _head_pass(batch, rows[start : start + MAX_ROWS])
@@ -136,10 +137,10 @@ def _run_head(batch: Batch, rows: Sequence[HeadRow]) -> list[HeadResult]:
 
 
 def _head_pass(batch: Batch, rows: Sequence[HeadRow]) -> list[HeadResult]:
-    """One pass of the head with its gradient."""
+    """Runs the head once, with its gradient."""
     images = [row.image for row in rows]
-    each_once = images == list(range(len(batch.requests)))
-    inputs = batch.split.enter(batch.crossing, None if each_once else torch.tensor(images, device=batch.images.device))
+    one_row_per_image = images == list(range(len(batch.requests)))
+    inputs = batch.split.enter(batch.crossing, None if one_row_per_image else torch.tensor(images, device=batch.images.device))
     if batch.split.pooled is not None:
         activations = inputs
         with torch.no_grad():
@@ -156,7 +157,7 @@ def _head_pass(batch: Batch, rows: Sequence[HeadRow]) -> list[HeadResult]:
 def _batched_maps(
     split: Split, logits: Tensor, activations: Sequence[Tensor], classes: Sequence[int], requests: Sequence[EngineRequest]
 ) -> list[Maps]:
-    """For each row, for each split layer, the map of its method where that is a batched one."""
+    """For each row, for each layer of the split, the map of its method where that is a `BatchedMethod`."""
     maps: list[Maps] = [()] * len(requests)
     # Rows of one method and the same parameters are computed together.
     groups: dict[tuple[BatchedMethod, MethodParameters], list[int]] = {}
@@ -173,13 +174,13 @@ def _batched_maps(
         else:
             gradients = torch.autograd.grad(_score(logits, classes, versus), list(activations))
     with torch.no_grad():
-        by_channel = [layout.to_nchw(a.detach()) for layout, a in zip(split.layouts, activations, strict=True)]
-        slopes = [layout.to_nchw(g) if g.numel() else g for layout, g in zip(split.layouts, gradients, strict=True)]
+        activations_nchw = [layout.to_nchw(a.detach()) for layout, a in zip(split.layouts, activations, strict=True)]
+        gradients_nchw = [layout.to_nchw(g) if g.numel() else g for layout, g in zip(split.layouts, gradients, strict=True)]
         for (method, parameters), rows in groups.items():
-            at = slice(None) if len(rows) == len(requests) else torch.tensor(rows, device=logits.device)
+            index = slice(None) if len(rows) == len(requests) else torch.tensor(rows, device=logits.device)
             grids = [
-                method.cam(a[at], g[at] if g.numel() else g, parameters).float().cpu().numpy()
-                for a, g in zip(by_channel, slopes, strict=True)
+                method.cam(a[index], g[index] if g.numel() else g, parameters).float().cpu().numpy()
+                for a, g in zip(activations_nchw, gradients_nchw, strict=True)
             ]
             for position, row in enumerate(rows):
                 maps[row] = tuple(grid[position] for grid in grids)
@@ -187,17 +188,17 @@ def _batched_maps(
 
 
 def _score(logits: Tensor, classes: Sequence[int], versus: Sequence[tuple[int, int]]) -> Tensor:
-    """The sum of what each row explains: its class's logit, less that of (row, class) in `versus`."""
-    index = torch.arange(len(logits), device=logits.device)
-    score = logits[index, torch.tensor(classes, device=logits.device)].sum()
+    """The sum of the rows' scores: the logit of each row's class, less the logits of the (row, class) pairs in `versus`."""
+    rows = torch.arange(len(logits), device=logits.device)
+    score = logits[rows, torch.tensor(classes, device=logits.device)].sum()
     if versus:
-        at_row, at_class = torch.tensor(versus, device=logits.device).unbind(1)
-        score = score - logits[at_row, at_class].sum()
+        versus_rows, versus_classes = torch.tensor(versus, device=logits.device).unbind(1)
+        score = score - logits[versus_rows, versus_classes].sum()
     return score
 
 
 def _query_maps(batch: Batch, result: HeadResult, method: QueryMethod) -> Maps:
-    """The maps of a method that runs the network again."""
+    """The maps of a `QueryMethod`, which runs the network again."""
     image = result.row.image
     request = batch.requests[image]
     query = Query(
@@ -213,37 +214,39 @@ def _query_maps(batch: Batch, result: HeadResult, method: QueryMethod) -> Maps:
 
 
 def _layer_split(batch: Batch, image: int, layer: str) -> LayerSplit:
-    """The network split at one layer alone, for one image; the batch's own trunk pass where that was its split."""
+    """The network split at one layer alone, for one image; where the batch has that split, its trunk's output is reused."""
     if batch.split.layers == (layer,):
         row = torch.tensor([image], device=batch.images.device)
-        crossing = tuple(how.select(value, row) for how, value in zip(batch.split.crossings, batch.crossing, strict=True))
-        return LayerSplit(batch.split, crossing, batch.split.layouts[0])
+        values = tuple(
+            crossing.select(value, row) for crossing, value in zip(batch.split.crossings, batch.crossing, strict=True)
+        )
+        return LayerSplit(batch.split, values, batch.split.layouts[0])
     split = batch.network.split((layer,))
     with torch.no_grad():
         return LayerSplit(split, tuple(split.trunk(batch.images[image : image + 1])), split.layouts[0])
 
 
 def _image_result(batch: Batch, image: int, results: Sequence[HeadResult]) -> EngineResult | Exception:
-    """The rows of one image, put together; only the layers that its request names."""
+    """The result of one image from its rows, with the layers that its request names."""
     request = batch.requests[image]
     method = request.method
     logits = results[0].logits
     if not np.isfinite(logits).all():
         return _non_finite()
-    explained = results if request.rows else []
+    explanations = results if request.rows else []
     if isinstance(method, QueryMethod):
         try:
-            maps = tuple(_query_maps(batch, result, method) for result in explained)
+            maps = tuple(_query_maps(batch, result, method) for result in explanations)
         except CamserveError as error:
             return error
     else:
-        at = [batch.split.layers.index(layer) for layer in request.layers]
-        maps = tuple(tuple(result.maps[layer] for layer in at) for result in explained)
+        indices = [batch.split.layers.index(layer) for layer in request.layers]
+        maps = tuple(tuple(result.maps[index] for index in indices) for result in explanations)
     if not all(np.isfinite(grid).all() for grids in maps for grid in grids):
         return _non_finite()
     return EngineResult(
         logits=logits,
-        classes=tuple(result.class_id for result in explained),
+        classes=tuple(result.class_id for result in explanations),
         maps=maps,
         layers=request.layers if method.layered else (),
         engine=batch.split.trunk.engine,
@@ -252,4 +255,4 @@ def _image_result(batch: Batch, image: int, results: Sequence[HeadResult]) -> En
 
 
 def _non_finite() -> InferenceNonFinite:
-    return InferenceNonFinite("The network's output for this image is not finite; nothing can be said about it.")
+    return InferenceNonFinite("The network's output for this image is not finite; no result can be computed from it.")

@@ -1,4 +1,4 @@
-"""Where the networks run, with how many threads, and what only one thread may do at a time; how memory is given back."""
+"""The device and the number of threads for networks, the lock around building a network, and the release of its memory."""
 
 from __future__ import annotations
 
@@ -15,41 +15,43 @@ from service.errors import ConfigurationError
 
 Device = torch.device
 
-# Held while a network is built, filled, read from a saved program or exported. torch.export, torch.export.load, the seeding of
-# torch's one generator and lazily imported libraries all keep state of the whole process: two models that load at once break
-# each other otherwise ("_CURRENT_DESERIALIZER is already set", KeyError 'custom'). Networks run without it.
+# A thread holds this lock while it builds a network, loads weights, reads a saved program or exports. torch.export,
+# torch.export.load, the seeding of torch's global generator and lazily imported libraries all keep process-wide state: without
+# the lock two models that load at once break each other ("_CURRENT_DESERIALIZER is already set", KeyError 'custom'). Inference
+# does not need it.
 BUILD_LOCK: Final = threading.RLock()
 
 
-def prepare(device: str, threads: int) -> torch.device:
-    """Chooses the device and sets what torch keeps for the whole process.
+def prepare_device(device: str, threads: int) -> torch.device:
+    """Chooses the device and sets torch's process-wide options.
 
     Args:
         device: "auto" (cuda when there is one), "cpu", "cuda" or "cuda:N".
-        threads: of one operation on the CPU.
+        threads: the number of threads of one operation on the CPU.
 
     Raises:
-        ConfigurationError: the device is not there.
+        ConfigurationError: the device does not exist.
     """
     available = torch.cuda.device_count()
     if device == "auto":
         device = "cuda" if available else "cpu"
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= available:
-        raise ConfigurationError(f"device: {device} is not there: {available} CUDA devices are visible; use cpu or auto")
+        raise ConfigurationError(f"device: {device} does not exist: {available} CUDA devices are visible; use cpu or auto")
     torch.set_num_threads(max(1, threads))
-    # fp32 means fp32: by default cuDNN would round convolutions to TF32.
+    # Precision fp32 computes in float32: by default cuDNN would round convolutions to TF32.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return chosen
 
 
-def give_back() -> None:
-    """Returns to the system what networks that are gone have held.
+def release_memory() -> None:
+    """Returns the memory of deleted networks to the operating system.
 
-    An exported graph is full of cycles, so it takes the collector to free it; glibc keeps freed memory until it is told.
+    An exported graph contains reference cycles, which only the garbage collector frees; glibc keeps freed memory until
+    `malloc_trim` is called.
     """
-    FakeTensorMode.cache_clear()  # what torch.export remembers of operators, with the sizes of every network ever exported
+    FakeTensorMode.cache_clear()  # torch.export's cache of operators, which holds the sizes of every exported network
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Statistics of layers for one class: activations, the score's gradients, the channels that weigh most. Makes no maps."""
+"""Statistics of layers for one class: activations, gradients of the score, channels of the largest weights. No maps."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from service.engine.types import Channel, Histogram, LayerStatistics, LayerStati
 from service.errors import InferenceNonFinite
 
 BINS: Final = 20
-DEFAULT_LAYERS: Final = 4  # described where none is named
+DEFAULT_LAYERS: Final = 4  # how many layers are described where the request names none
 
 
 def default_layers(network: NetworkGraph) -> tuple[str, ...]:
-    """A few layers over the depth: the last of each of the smallest grids, else some at equal distances.
+    """A few layers over the depth: the last layer of each of the smallest grids, else layers at equal distances.
 
-    Of modules inside modules the outer ones are taken, as long as there are enough of them.
+    Outer modules are preferred to the modules inside them, as long as there are enough outer modules.
     """
-    grids = network.layers()
-    nodes = {path: node for path, node in network.layer_nodes().items() if path in grids}
-    # A module's last node may be its parent's too: the parent names it.
-    outermost = {node: path for path, node in sorted(nodes.items(), key=lambda one: -one[0].count("."))}
-    found = [outermost[node] for node in sorted(outermost)]  # in the order in which they compute
-    different = min(DEFAULT_LAYERS, len({grids[path].grid for path in found}))
-    for depth in range(max(path.count(".") for path in found) + 1):
-        shallow = [path for path in found if path.count(".") <= depth]
-        last = {grids[path].grid: path for path in shallow}
-        if different == 1 and len(shallow) >= min(2 * DEFAULT_LAYERS, len(found)):
-            places = np.linspace(0, len(shallow) - 1, min(DEFAULT_LAYERS, len(shallow)))
-            return tuple(shallow[round(place)] for place in places)
-        if len(last) >= different > 1:
-            chosen = set(sorted(last.values(), key=shallow.index)[-DEFAULT_LAYERS:])
-            return tuple(path for path in shallow if path in chosen)
-    return tuple(found[-1:])
+    layers = network.layers()
+    nodes = {path: node for path, node in network.layer_nodes().items() if path in layers}
+    # A module's last node may be its parent's last node too: then the node goes by the parent's path.
+    outermost = {node: path for path, node in sorted(nodes.items(), key=lambda item: -item[0].count("."))}
+    paths = [outermost[node] for node in sorted(outermost)]  # in the order of their computation
+    stages = min(DEFAULT_LAYERS, len({layers[path].grid for path in paths}))
+    for depth in range(max(path.count(".") for path in paths) + 1):
+        shallow = [path for path in paths if path.count(".") <= depth]
+        last_by_grid = {layers[path].grid: path for path in shallow}
+        if stages == 1 and len(shallow) >= min(2 * DEFAULT_LAYERS, len(paths)):
+            positions = np.linspace(0, len(shallow) - 1, min(DEFAULT_LAYERS, len(shallow)))
+            return tuple(shallow[round(position)] for position in positions)
+        if len(last_by_grid) >= stages > 1:
+            selection = set(sorted(last_by_grid.values(), key=shallow.index)[-DEFAULT_LAYERS:])
+            return tuple(path for path in shallow if path in selection)
+    return tuple(paths[-1:])
 
 
 def layer_statistics(image: Tensor, split: Split, request: LayerStatisticsRequest) -> LayerStatisticsResult:
-    """One pass forwards and one back.
+    """Computes statistics of layers in one forward and one backward pass.
 
     Args:
         image: float ``[1, C, H, W]``, normalised.
-        split: the network, split at the layers asked for.
-        request: the class, and how many channels.
+        split: the network, split at the layers to describe.
+        request: the class, and the number of channels.
 
     Raises:
-        InferenceNonFinite: the network's numbers are not finite.
+        InferenceNonFinite: the network's output, activations or gradients are not finite.
     """
     with torch.no_grad():
         crossing = split.trunk(image)
@@ -62,32 +62,32 @@ def layer_statistics(image: Tensor, split: Split, request: LayerStatisticsReques
     class_id = int(logits[0].argmax()) if request.class_id is None else request.class_id
     score = Target(class_id, request.versus).score(logits).sum()
     gradients = torch.autograd.grad(score, activations)
-    described = [
-        _describe(layer, _grid(layout, a), _grid(layout, g), request.channels)
+    descriptions = [
+        _describe_layer(layer, _to_array(layout, a), _to_array(layout, g), request.channels)
         for layer, layout, a, g in zip(split.layers, split.layouts, activations, gradients, strict=True)
     ]
     return LayerStatisticsResult(
-        logits=_finite(logits[0].detach().float().cpu().numpy()),
+        logits=_check_finite(logits[0].detach().float().cpu().numpy()),
         class_id=class_id,
-        layers=tuple(statistics for statistics, _ in described),
-        feature_maps=tuple(feature_maps for _, feature_maps in described),
+        layers=tuple(statistics for statistics, _ in descriptions),
+        feature_maps=tuple(feature_maps for _, feature_maps in descriptions),
         engine=split.trunk.engine,
         precision=split.trunk.precision,
     )
 
 
-def _grid(layout: Layout, values: Tensor) -> NDArray[np.float32]:
-    """Float32 ``[K, h, w]``."""
-    return _finite(layout.to_nchw(values.detach())[0].float().cpu().numpy())
+def _to_array(layout: Layout, values: Tensor) -> NDArray[np.float32]:
+    """Activations or gradients of one image as an array, float32 ``[K, h, w]``."""
+    return _check_finite(layout.to_nchw(values.detach())[0].float().cpu().numpy())
 
 
-def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _check_finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
     if not np.isfinite(values).all():
-        raise InferenceNonFinite("The network's output for this image is not finite; nothing can be said about it.")
+        raise InferenceNonFinite("The network's output for this image is not finite; no result can be computed from it.")
     return values
 
 
-def _describe(
+def _describe_layer(
     layer: str, activations: NDArray[np.float32], gradients: NDArray[np.float32], channels: int
 ) -> tuple[LayerStatistics, NDArray[np.float32]]:
     """A layer's statistics, and the activations of its strongest channels."""
@@ -108,6 +108,6 @@ def _describe(
 
 
 def _histogram(values: NDArray[np.float32]) -> Histogram:
-    """In double precision: bounds may be closer together than single precision can divide by."""
+    """The histogram of values; in double precision, for the range may be too narrow for single precision to divide."""
     counts, edges = np.histogram(values.astype(np.float64), bins=BINS)
     return Histogram(tuple(edges.tolist()), tuple(counts.tolist()))

@@ -1,7 +1,7 @@
-"""One loaded network: takes a batch of requests, gives logits and raw maps. Thread-safe, for it keeps no state per call.
+"""One loaded network, which maps a batch of requests to logits and raw maps. It is thread-safe: it keeps no state per call.
 
-The whole batch shares one trunk pass per input size; classes share it too, each as a row of the head. Knows no queue,
-no colour, no scale and no size of what is rendered.
+The whole batch shares one trunk pass per input size; classes share it too, each as a row of the head. The network knows
+nothing of queues, colours, scales or the size of rendered images.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Network:
     """A network on its device, split at its card's layers, ready to run.
 
     Attributes:
-        engine, precision: of the card's own split at its own image size; other answers are computed by torch in fp32.
-        device, digest: what every answer says.
-        preprocessing: how an image becomes its input.
-        layers: where it can be explained, by module path, at the card's input size.
-        methods: names of those that fit it.
+        engine, precision: those of the card's split at the card's image size; torch computes all other results, in fp32.
+        device, digest: the device and the digest of the weights, which every response names.
+        preprocessing: the way from an image to the network's input.
+        layers: the layers at which the network can be explained, by module path, at the card's input size.
+        methods: names of the methods that fit the network.
         classes: number of logits.
     """
 
@@ -66,16 +66,16 @@ class Network:
         """Exports and splits the network.
 
         Args:
-            name: the model's.
-            loaded: its module, and how images become its input.
-            layers: to be split at; the network's own choice where there are none.
-            device: to run on.
-            override: layout of `layers`, where it is not to be read off the network.
-            options: engine and precision of the card's own split.
+            name: the model's name.
+            loaded: its module and its preprocessing.
+            layers: module paths to split the network at; () for the network's default layer.
+            device: the device to run on.
+            override: layout of `layers`, in place of the layout that the graph tells.
+            options: engine and precision of the card's split.
 
         Raises:
-            ConfigurationError: it cannot be exported, the card's layer does not exist or has no grid, or the options cannot be
-                fulfilled.
+            ConfigurationError: the network cannot be exported, the card's layer does not exist or has no grid, or the options
+                cannot be fulfilled.
         """
         self.name = name
         self.device = str(device)
@@ -93,8 +93,8 @@ class Network:
         graph = self._splits.graph
         self.classes = int(graph.logits.meta["val"].shape[1])
         self.layers: dict[str, LayerInfo] = graph.layers()
-        own = graph.default_layer()
-        self.default_layers = tuple(layers) or ((own,) if own else ())
+        default_layer = graph.default_layer()
+        self.default_layers = tuple(layers) or ((default_layer,) if default_layer else ())
         if not self.default_layers:
             raise ConfigurationError(f"card {name}: the network has no layer with a grid of more than one cell to explain")
         try:
@@ -105,17 +105,17 @@ class Network:
         self._default_split = self._calibrate(options)
         self.engine, self.precision = self._default_split.trunk.engine, self._default_split.trunk.precision
         network = SizedNetwork(self._splits, self._size)
-        self._misfits = {name: reason for name, method in METHODS.items() if (reason := method.why_not(network)) is not None}
-        self.methods = tuple(name for name in METHODS if name not in self._misfits)
+        self._inapplicable = {name: why for name, method in METHODS.items() if (why := method.why_not(network)) is not None}
+        self.methods = tuple(name for name in METHODS if name not in self._inapplicable)
 
     @classmethod
     def load(
         cls, card: Card, device: torch.device, options: RuntimeOptions = TORCH_FP32, *, random_weights: bool = False
     ) -> Network:
-        """Builds, fills, exports and splits a card's network; what the card says of its runtime overrides the options.
+        """Builds a card's network, loads its weights, exports and splits it; the card's `[runtime]` overrides the options.
 
         Raises:
-            ConfigurationError: the card cannot be fulfilled; the message names card, field and what would be right.
+            ConfigurationError: the card cannot be fulfilled; the message names the card, the field and the remedy.
         """
         explain, runtime = card.explain, card.runtime
         override = LayoutOverride(explain.layout, explain.prefix_tokens or 0) if explain.layout is not None else None
@@ -130,29 +130,29 @@ class Network:
         """
         for layer in layers:
             if layer not in self.layers:
-                near = difflib.get_close_matches(layer, self.layers, n=3, cutoff=0.5)
-                fit = list(dict.fromkeys([*near, *list(self.layers)[::-1]]))[:24]
+                similar = difflib.get_close_matches(layer, self.layers, n=3, cutoff=0.5)
+                suggestions = list(dict.fromkeys([*similar, *list(self.layers)[::-1]]))[:24]
                 raise LayerNotFound(
-                    f"layer: no layer of this model with a grid to explain. Layers that fit, among others: {', '.join(fit)}; "
-                    f"GET /models/{self.name} lists all {len(self.layers)}."
+                    "layer: no layer of this model with a grid to explain. Layers that fit, among others: "
+                    f"{', '.join(suggestions)}; GET /models/{self.name} lists all {len(self.layers)}."
                 )
 
-    def resolve_method(self, name: str, asked: MethodParameters = NO_PARAMETERS) -> tuple[Method, MethodParameters]:
-        """The method that computes what a request asks for, with all of its parameters.
+    def resolve_method(self, name: str, overrides: MethodParameters = NO_PARAMETERS) -> tuple[Method, MethodParameters]:
+        """The method of a name, with all of its parameters: those of the request, and the method's defaults.
 
-        With `aug_smooth` a method that shares its batch becomes one that runs the network on augmented views.
+        With `aug_smooth` a `BatchedMethod` becomes a `QueryMethod` that runs the network on augmented views.
 
         Raises:
-            MethodNotApplicable: there is none of that name, or it does not fit this network; the message lists those that do.
-            ParameterInvalid: a parameter is asked for that the method does not have.
+            MethodNotApplicable: no method has that name, or it does not fit this network; the message lists methods that fit.
+            ParameterInvalid: the request sets a parameter that the method does not have.
         """
         fitting = f"Methods that fit this model: {', '.join(self.methods)}."
         if name not in METHODS:
             raise MethodNotApplicable(f"method: no such method. {fitting}")
-        if name in self._misfits:
-            raise MethodNotApplicable(f"{self._misfits[name]} {fitting}")
+        if name in self._inapplicable:
+            raise MethodNotApplicable(f"{self._inapplicable[name]} {fitting}")
         method = METHODS[name]
-        parameters = method.with_defaults(asked)
+        parameters = method.with_defaults(overrides)
         if isinstance(method, BatchedMethod) and parameters.aug_smooth:
             return augmented(method), parameters
         return method, parameters
@@ -164,25 +164,26 @@ class Network:
 
         Args:
             requests: one per image.
-            checkpoints: for each request what a method of many passes calls before each of its chunks; it may wait or raise.
+            checkpoints: for each request the function that a method of many passes calls before each of its chunks; it may
+                wait or raise.
 
         Returns:
-            As many results as requests, in order; a request whose numbers are not finite gets its error.
+            As many results as requests, in order; in place of the result of a request that failed, its error.
         """
         checkpoints = checkpoints or [no_checkpoint] * len(requests)
         groups: dict[tuple[tuple[int, int], bool], list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault((request.size, self._takes_default_split(request)), []).append(index)
         results: dict[int, EngineResult | Exception] = {}
-        for (size, by_default), indices in groups.items():
+        for (size, takes_default_split), indices in groups.items():
             group = [self._with_layers(requests[index]) for index in indices]
             layers = tuple(dict.fromkeys(layer for request in group for layer in request.layers))
-            parts = self._default_split if by_default else self._split(size, layers)
-            results.update(zip(indices, self._explain(parts, group, [checkpoints[index] for index in indices]), strict=True))
+            split = self._default_split if takes_default_split else self._split(size, layers)
+            results.update(zip(indices, self._explain(split, group, [checkpoints[index] for index in indices]), strict=True))
         return [results[index] for index in range(len(requests))]
 
     def evaluate(self, request: EvaluationRequest, checkpoint: Checkpoint = no_checkpoint) -> tuple[Evaluation, ...]:
-        """Measures maps, in many forward passes; the checkpoint is called between them.
+        """Measures the faithfulness of maps in many forward passes, and calls the checkpoint before each chunk of them.
 
         Raises:
             DeadlineExceeded: raised by the checkpoint.
@@ -194,48 +195,48 @@ class Network:
     def layer_statistics(
         self, request: LayerStatisticsRequest, checkpoint: Checkpoint = no_checkpoint
     ) -> LayerStatisticsResult:
-        """Describes layers, in one pass forwards and one back; the checkpoint is called before them.
+        """Computes statistics of layers in one forward and one backward pass, and calls the checkpoint before them.
 
         Raises:
             DeadlineExceeded: raised by the checkpoint.
-            InferenceNonFinite: the network's numbers are not finite.
+            InferenceNonFinite: the network's output, activations or gradients are not finite.
         """
         checkpoint()
         size = (request.pixels.shape[0], request.pixels.shape[1])
-        parts = self._split(size, request.layers or default_layers(self._splits.graph))
+        split = self._split(size, request.layers or default_layers(self._splits.graph))
         checkpoint()
-        return layer_statistics(self._normalize(np.stack([request.pixels])), parts, request)
+        return layer_statistics(self._normalize(np.stack([request.pixels])), split, request)
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
-        """Runs the whole way twice per batch size, so that the first request finds every kernel and buffer in place."""
+        """Explains two blank batches of each size, so that kernels and buffers exist before the first request."""
         blank = np.zeros((*self._size, 3), np.uint8)
         for size in batch_sizes:
             for _ in range(2):
                 self.run([EngineRequest(pixels=blank, best=1)] * size)
 
     def _takes_default_split(self, request: EngineRequest) -> bool:
-        """Whether the card's own split answers it, whose trunk alone may run in another engine than torch in fp32.
+        """Whether the card's split computes the result of a request; only its trunk may be run by another engine than torch.
 
-        A method that runs the network again needs it as torch has it.
+        A `QueryMethod` runs the network again in torch, in float32.
         """
-        own = request.size == self._size and request.layers in {(), self.default_layers}
-        return own and (request.rows == 0 or isinstance(request.method, BatchedMethod))
+        is_default = request.size == self._size and request.layers in {(), self.default_layers}
+        return is_default and (request.rows == 0 or isinstance(request.method, BatchedMethod))
 
     def _with_layers(self, request: EngineRequest) -> EngineRequest:
         return request if request.layers else replace(request, layers=self.default_layers)
 
     def _explain(
-        self, parts: Split, requests: Sequence[EngineRequest], checkpoints: Sequence[Checkpoint]
+        self, split: Split, requests: Sequence[EngineRequest], checkpoints: Sequence[Checkpoint]
     ) -> list[EngineResult | Exception]:
-        """A batch of images of one size through one split, which has every layer that they name."""
+        """Explains a batch of images of one size with one split, which has every layer that the requests name."""
         images = self._normalize(np.stack([request.pixels for request in requests]))
         with torch.no_grad():
-            crossing = tuple(parts.trunk(images))
+            crossing = tuple(split.trunk(images))
         return explain_batch(
             Batch(
                 network=SizedNetwork(self._splits, requests[0].size),
                 images=images,
-                split=parts,
+                split=split,
                 crossing=crossing,
                 requests=requests,
                 checkpoints=checkpoints,
@@ -243,7 +244,7 @@ class Network:
         )
 
     def _calibrate(self, options: RuntimeOptions) -> Split:
-        """The card's own split with the trunk to serve with."""
+        """The card's split, with the trunk of the engine and precision that serve it."""
         if options.exact:
             return self._torch_split
         images = photographs(*self._size)
@@ -273,7 +274,7 @@ class Network:
         return floats.sub_(self._mean).div_(self._std)
 
     def _split(self, size: tuple[int, int], layers: tuple[str, ...]) -> Split:
-        """The network split at these layers for this image size, in torch; the card's own without waiting."""
+        """The network split at these layers for this image size, in torch; the card's split takes no lock."""
         if size == self._size and layers == self.default_layers:
             return self._torch_split
         return self._splits.split_at(size, layers)

@@ -1,6 +1,6 @@
-"""What the engine is asked and what it answers: arrays and plain values, so that no other room meets a tensor.
+"""Requests to the engine and its results: arrays and plain values, so that no other package handles a tensor.
 
-Results that go to the client as they are carry the descriptions that the OpenAPI schema shows.
+Types that are serialized to the client unchanged carry the descriptions that the OpenAPI schema shows.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.vocabulary import Activation, AttentionDirection, HeadFusion, LayoutKind
 
-# Every answer names all its fields, so that a schema made of these types allows no other.
+# A response has exactly the fields of its type, so the schema of that type forbids additional properties.
 CLOSED = ConfigDict(extra="forbid")
 
 
 class MethodParameters(BaseModel):
-    """Parameters of methods. None: not asked for, or not a parameter of the method at hand.
+    """Parameters of methods. None means that the request does not set the parameter, or that the method does not have it.
 
-    `GET /methods` tells which method has which; a parameter that the method does not have is refused.
+    `GET /methods` lists the parameters of each method; a parameter that the method does not have is refused.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,15 +44,15 @@ class MethodParameters(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineResult:
-    """What the network said of one image.
+    """The network's result for one image.
 
     Attributes:
         logits: float32 ``[classes]``.
-        classes: the class ids explained, in order; those asked for, or the best.
+        classes: the explained class ids, in order: those of the request, or the best.
         maps: for each class, for each layer, the signed map on the layer's grid, float32 ``[rows, columns]``, in logit units;
-            one map, of the input's size, from methods that know no layer.
-        layers: module paths explained at; none for those methods.
-        engine, precision: what ran the network up to the layers, and in which arithmetic.
+            for methods without layers one map of the input's size.
+        layers: paths of the modules at which the network was split; empty for methods without layers.
+        engine, precision: the engine that ran the trunk, and the precision of its arithmetic.
     """
 
     logits: NDArray[np.float32]
@@ -75,19 +75,19 @@ class LayerInfo:
     layout: Annotated[
         LayoutKind,
         Field(description="How the network holds it: channels first, channels last, or a token for each place."),
-    ] = "nchw"
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRequest:
-    """Maps of one image, to be measured against the network.
+    """Maps of one image whose faithfulness to the network is to be measured.
 
     Attributes:
         pixels: uint8 ``[h, w, 3]`` RGB, at the network's input size.
         classes: class ids.
         maps: for each class its map as it is rendered, float32 ``[h, w]``.
-        grid: (rows, columns) that the maps were made on.
-        activation: how logits become probabilities.
+        grid: (rows, columns) of the grid on which the maps were computed.
+        activation: the function from logits to probabilities.
     """
 
     pixels: NDArray[np.uint8]
@@ -99,7 +99,7 @@ class EvaluationRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faithfulness:
-    """How one map fares; probabilities are of the class explained.
+    """Faithfulness metrics of one map; probabilities are those of the explained class.
 
     `deletion` and `insertion`: Petsiuk et al. 2018 (RISE), https://arxiv.org/abs/1806.07421. `average_drop`: Chattopadhay et
     al. 2018, https://arxiv.org/abs/1710.11063, 0..1. `road`: Rong et al. 2022, https://arxiv.org/abs/2202.00449, combined as
@@ -131,12 +131,12 @@ class Faithfulness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """A map measured against the network, beside a random map on the same grid and a bump in the centre: read it by those."""
+    """Faithfulness of a map and of two baselines to compare it with: a random map on the same grid, a centred Gaussian."""
 
     __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
     steps: Annotated[int, Field(description="Of the curves, from 0 to all of the pixels.")]
-    road_percent: Annotated[tuple[int, ...], Field(description="Pixels removed, which ROAD makes up from their neighbours.")]
+    road_percent: Annotated[tuple[int, ...], Field(description="Percentages of the pixels that ROAD removes and imputes.")]
     probability: Annotated[float, Field(description="Of the class in the whole image.")]
     map: Faithfulness
     random: Faithfulness
@@ -145,14 +145,14 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStatisticsRequest:
-    """One image, to look at what layers do for a class.
+    """One image, and the layers whose statistics for a class are to be computed.
 
     Attributes:
         pixels: uint8 ``[h, w, 3]`` RGB, at the network's input size.
         class_id: the class, or None for the best.
         versus: class id whose logit is subtracted from the score, or None.
         layers: module paths; () for a few stages over the depth.
-        channels: how many of the strongest are given.
+        channels: how many channels of the largest weights are described.
     """
 
     pixels: NDArray[np.uint8]
@@ -185,7 +185,7 @@ class Channel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStatistics:
-    """What one layer does for a class."""
+    """Statistics of one layer for a class."""
 
     __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
@@ -201,7 +201,7 @@ class LayerStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStatisticsResult:
-    """What the network said of an image, and what its layers did for `class_id`; `engine`, `precision` as in `EngineResult`.
+    """Logits of an image, and statistics of layers for `class_id`; `engine` and `precision` as in `EngineResult`.
 
     Attributes:
         logits: float32 ``[classes]``.

@@ -1,4 +1,4 @@
-"""What a network has said: results by what was asked, the least recently used leave first; who asks the same meanwhile waits.
+"""Results of a network by what was asked. The least recently used leave first; equal requests at one time are computed once.
 
 Knows no HTTP and no torch, and nothing of how a result is computed. One cache is one model's: a model that is unloaded takes
 its results along, and nothing in a key need tell models apart.
@@ -86,7 +86,7 @@ class Cache:
     """Results of one model.
 
     Args:
-        max_entries: most results kept; with 0 nothing is kept, and nobody waits for another's result.
+        max_entries: most results kept; with 0 nothing is kept, and no caller waits for another's result.
         max_bytes: most memory they may take, estimated.
     """
 
@@ -156,7 +156,7 @@ class Cache:
         return [found[index] for index in range(len(keys))]
 
     async def _compute(self, own: Mapping[CacheKey, int], compute: Compute) -> list[BatchResult[EngineResult]]:
-        """Computes and keeps; whoever asks for the same meanwhile can wait for it."""
+        """Computes and keeps results; other callers can wait for them meanwhile."""
         loop = asyncio.get_running_loop()
         shared: dict[CacheKey, SharedResult] = {key: loop.create_future() for key in own if key not in self._shared}
         self._shared |= shared
@@ -198,7 +198,7 @@ def _size(result: EngineResult) -> int:
 
 
 def _with_own_arrays(result: BatchResult[EngineResult]) -> BatchResult[EngineResult]:
-    """With arrays of its own, for a view would keep its whole batch in memory, that nobody can change."""
+    """A copy whose arrays are its own, for a view would keep its whole batch in memory, and read-only."""
     value = result.value
     maps = tuple(tuple(_frozen(grid) for grid in layers) for layers in value.maps)
     return replace(result, value=replace(value, logits=_frozen(value.logits), maps=maps))

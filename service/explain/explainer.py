@@ -290,7 +290,7 @@ def _slow_job(network: Network, request: EngineRequest) -> Job[EngineResult]:
 
 
 def _evaluation_job(plan: Plan, image: PreparedImage, result: EngineResult) -> Job[tuple[Evaluation, ...]]:
-    """Measures an image's maps, as they will be rendered, against the network."""
+    """Measures how faithful an image's maps, as they will be rendered, are to the network."""
 
     def run(checkpoint: Checkpoint) -> tuple[Evaluation, ...]:
         heatmaps = render_heatmaps(image, result, plan.options)

@@ -10,7 +10,7 @@ from functools import partial
 import structlog
 
 from service.engine.cards.card import Card, read_cards
-from service.engine.device import give_back, prepare
+from service.engine.device import prepare_device, release_memory
 from service.errors import ConfigurationError, ModelNotFound, ModelUnhealthy, NotReady
 from service.explain.model import Model
 from service.explain.results import ModelInfo
@@ -160,9 +160,9 @@ class Registry:
         return self._cards[name]
 
     async def _change(self, name: str, change: Callable[[str], Awaitable[None]]) -> None:
-        """Waits for a change of a model: joins one of the same kind that is under way, and comes after one of another.
+        """Waits for a change of a model: joins one of the same kind that runs already, and follows one of another kind.
 
-        A caller who leaves does not end it.
+        A caller who leaves does not end the change.
         """
         before = self._changes.get(name)
         if before is None or before.done() or before.get_name() != change.__name__:
@@ -187,7 +187,7 @@ class Registry:
         if settings.random_weights and card.weights.from_hub:
             log.warning("random_weights", model=name, meaning="the answers of this model mean nothing")
         try:
-            device = prepare(settings.device, settings.engine_threads)
+            device = prepare_device(settings.device, settings.engine_threads)
             model = await asyncio.to_thread(Model.load, card, device, settings, self._metrics)
             await model.start()
         except Exception as error:
@@ -207,7 +207,7 @@ class Registry:
             return
         await model.close()
         del model
-        await asyncio.to_thread(give_back)
+        await asyncio.to_thread(release_memory)
         log.info("model_unloaded", model=name)
 
     def _add_metrics(self, name: str) -> None:

@@ -166,7 +166,7 @@ def render_explanations(
         evaluations: one for each class, or none.
 
     Raises:
-        DeadlineExceeded: nobody waits any more.
+        DeadlineExceeded: no client waits any more.
     """
     canvas = Canvas.of(image, options.size)
     explanations: list[Explanation] = []

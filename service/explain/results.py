@@ -93,7 +93,7 @@ class Explanation(Prediction):
     ]
     heatmap: Annotated[EncodedMedia | list[Any] | None, Field(description="As option `heatmap` asks; zero outside `region`.")]
     overlay: Annotated[EncodedMedia | None, Field(description="With option `overlay`.")]
-    evaluation: Annotated[Evaluation | None, Field(description="With option `evaluate`.")] = None
+    evaluation: Annotated[Evaluation | None, Field(description="With option `evaluate`.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
     Scheduler   the lanes of one model: a fast one for what shares a batch, a slow one for what keeps the device for long
     Lane        one queue with its workers: items wait, are taken in batches, and run in threads
-    Deadline    when the answer to a request is due, and whether anybody still waits for it
+    Deadline    when the answer to a request is due, and whether its client still waits
 
 An idle worker takes a lone item at once; while all are busy, the next batch gathers. A job of the slow lane steps aside for
 the fast lane at each of its checkpoints, between two chunks of its work, but not for ever.
@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 
 class Deadline:
-    """The time by which a request is to be answered.
+    """The time by which a request is to be answered, and whether the request is over.
 
     Args:
         seconds: from now.
@@ -64,21 +64,21 @@ class Deadline:
 
     @property
     def over(self) -> bool:
-        """Whether nobody waits for the answer any more: the deadline has passed, or the request has ended."""
+        """Whether the deadline has passed or the request has ended, so that no client waits for the answer any more."""
         return self._cancelled.is_set() or self.remaining_s <= 0
 
     def check(self) -> None:
         """To be called between steps of work, in any thread.
 
         Raises:
-            DeadlineExceeded: nobody waits for the answer any more.
+            DeadlineExceeded: no client waits for the answer any more.
         """
         if self.over:
             raise self._exceeded()
 
     @asynccontextmanager
     async def enforce(self) -> AsyncIterator[None]:
-        """Cancels what runs inside when the deadline passes; at its end, however it comes, nobody waits any more.
+        """Cancels what runs inside when the deadline passes. At its end, however it comes, the request is over.
 
         Raises:
             DeadlineExceeded: the deadline passed.
@@ -310,7 +310,7 @@ class Lane(Generic[Item, Result]):
         self._closing = True
         self._wake.set()
         if self._workers:
-            await asyncio.wait(self._workers)  # unlike `await`, does not cancel them with an impatient caller
+            await asyncio.wait(self._workers)  # unlike `await`, does not cancel them with a caller who is cancelled
         await asyncio.to_thread(self._threads.shutdown)  # a thread on its way out still holds `run`, and all that belongs to it
 
     def _admit(self, places: int) -> None:
@@ -426,7 +426,7 @@ class Lane(Generic[Item, Result]):
             self._on_running(self._running)
 
     def _worker_ended(self, worker: asyncio.Task[None]) -> None:
-        """Whatever ended a worker, nobody is left waiting for it."""
+        """Whatever ended a worker, every submission is answered."""
         if not worker.cancelled() and (error := worker.exception()):
             log.error("worker_died", lane=self._name, exc_info=error)
         for submission in self._submissions:
@@ -479,7 +479,7 @@ class Scheduler(Generic[Item, Result]):
     """The lanes of one model.
 
     Args:
-        run: gives as many results as items, in order; the checkpoint of each item raises once nobody waits for it.
+        run: gives as many results as items, in order; the checkpoint of each item raises once its request is over.
         name: of the model; names the threads.
         metrics: told what both lanes do.
         max_batch_size: most items in one call of `run`.
@@ -605,7 +605,7 @@ class Scheduler(Generic[Item, Result]):
             self._fast_idle.set()
 
     def _pause(self, deadline: Deadline) -> None:
-        """The checkpoint of a slow job, in its thread: lets the fast lane go first, and ends when nobody waits any more."""
+        """The checkpoint of a slow job, in its thread: lets the fast lane go first, and raises once the request is over."""
         deadline.check()
         self._fast_idle.wait(LONGEST_PAUSE_S)
         deadline.check()

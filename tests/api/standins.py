@@ -42,6 +42,7 @@ from service.settings import Settings
 from service.vocabulary import MEDIA_TYPES, CachePolicy, CacheStatus, Delivery
 
 MODEL = "efficientnet_lite0"
+ADMIN_KEY = "a" * 32
 TIGER_CAT: dict[str, Any] = {
     "class_id": 282, "label": "tiger cat", "wordnet_id": "n02123159", "probability": 0.39, "logit": 9.1,
 }  # fmt: skip
@@ -151,7 +152,7 @@ class StandInRegistry:
         return name == MODEL
 
     def describe(self) -> list[ModelInfo]:
-        layers = (LayerInfo(name="bn2", channels=1280, grid=(7, 7)),)
+        layers = (LayerInfo(name="bn2", channels=1280, grid=(7, 7), layout="nchw"),)
         return [
             ModelInfo(
                 name=MODEL, version="1", description="A model.", state="ready", error=None, device="cpu", precision="fp32",

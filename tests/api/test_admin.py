@@ -9,14 +9,14 @@ import pytest
 
 from service.api.dependencies import services_of
 from service.errors import ModelNotFound
-from tests.api.standins import MODEL, StandInExplainer, StandInRegistry, client_of, make_app
+from tests.api.standins import ADMIN_KEY, MODEL, StandInExplainer, StandInRegistry, client_of, make_app
 
 pytestmark = pytest.mark.anyio
 
-ADMIN, USER = "a" * 32, "u" * 32
+USER_KEY = "u" * 32
 
 
-class Recording(StandInRegistry):
+class RecordingRegistry(StandInRegistry):
     """Remembers what it was asked to do."""
 
     def __init__(self) -> None:
@@ -34,19 +34,19 @@ class Recording(StandInRegistry):
         self.changes.append((what, name))
 
 
-def made(**settings: Any) -> tuple[httpx.AsyncClient, Recording]:
-    registry = Recording()
+def client_and_registry(**settings: Any) -> tuple[httpx.AsyncClient, RecordingRegistry]:
+    registry = RecordingRegistry()
     return client_of(make_app(StandInExplainer(), registry, **settings)), registry
 
 
 @pytest.mark.parametrize("what", ["load", "unload"])
 async def test_an_operator_loads_and_unloads(what: str) -> None:
-    client, registry = made(admin_keys=ADMIN, api_keys=USER)
+    client, registry = client_and_registry(admin_keys=ADMIN_KEY, api_keys=USER_KEY)
     async with client:
-        for headers in ({"X-API-Key": ADMIN}, {"Authorization": f"Bearer {ADMIN}"}):
+        for headers in ({"X-API-Key": ADMIN_KEY}, {"Authorization": f"Bearer {ADMIN_KEY}"}):
             answer = await client.post(f"/admin/models/{MODEL}/{what}", headers=headers)
             assert (answer.status_code, answer.json()["name"]) == (200, MODEL)
-        missing = await client.post(f"/admin/models/nowhere/{what}", headers={"X-API-Key": ADMIN})
+        missing = await client.post(f"/admin/models/nowhere/{what}", headers={"X-API-Key": ADMIN_KEY})
     assert missing.json()["code"] == "model_not_found"
     assert registry.changes == [(what, MODEL)] * 2
 
@@ -55,15 +55,15 @@ async def test_an_operator_loads_and_unloads(what: str) -> None:
     ("settings", "headers", "status", "code"),
     [
         ({}, {}, 404, "not_found"),
-        ({"api_keys": USER}, {"X-API-Key": USER}, 404, "not_found"),
-        ({"admin_keys": ADMIN}, {}, 401, "auth_required"),
-        ({"admin_keys": ADMIN}, {"X-API-Key": "wrong"}, 401, "auth_invalid"),
-        ({"admin_keys": ADMIN}, {"X-API-Key": USER}, 401, "auth_invalid"),
-        ({"admin_keys": ADMIN, "api_keys": USER}, {"X-API-Key": USER}, 403, "forbidden"),
+        ({"api_keys": USER_KEY}, {"X-API-Key": USER_KEY}, 404, "not_found"),
+        ({"admin_keys": ADMIN_KEY}, {}, 401, "auth_required"),
+        ({"admin_keys": ADMIN_KEY}, {"X-API-Key": "wrong"}, 401, "auth_invalid"),
+        ({"admin_keys": ADMIN_KEY}, {"X-API-Key": USER_KEY}, 401, "auth_invalid"),
+        ({"admin_keys": ADMIN_KEY, "api_keys": USER_KEY}, {"X-API-Key": USER_KEY}, 403, "forbidden"),
     ],
 )
 async def test_nobody_else_does(settings: dict[str, str], headers: dict[str, str], status: int, code: str) -> None:
-    client, registry = made(**settings)
+    client, registry = client_and_registry(**settings)
     async with client:
         answer = await client.post(f"/admin/models/{MODEL}/load", headers=headers)
         trick = await client.post(f"//admin/models/{MODEL}/load", headers=headers)
@@ -74,17 +74,17 @@ async def test_nobody_else_does(settings: dict[str, str], headers: dict[str, str
 
 
 async def test_an_operators_key_opens_nothing_else() -> None:
-    client, _ = made(admin_keys=ADMIN, api_keys=USER)
+    client, _ = client_and_registry(admin_keys=ADMIN_KEY, api_keys=USER_KEY)
     async with client:
-        assert (await client.get("/models", headers={"X-API-Key": ADMIN})).status_code == 401
-        assert (await client.get("/models", headers={"X-API-Key": USER})).status_code == 200
+        assert (await client.get("/models", headers={"X-API-Key": ADMIN_KEY})).status_code == 401
+        assert (await client.get("/models", headers={"X-API-Key": USER_KEY})).status_code == 200
 
 
 async def test_nothing_is_loaded_while_the_service_stops() -> None:
-    registry = Recording()
-    app = make_app(StandInExplainer(), registry, admin_keys=ADMIN)
+    registry = RecordingRegistry()
+    app = make_app(StandInExplainer(), registry, admin_keys=ADMIN_KEY)
     services_of(app).lifecycle.drain()
     async with client_of(app) as client:
-        answer = await client.post(f"/admin/models/{MODEL}/load", headers={"X-API-Key": ADMIN})
+        answer = await client.post(f"/admin/models/{MODEL}/load", headers={"X-API-Key": ADMIN_KEY})
     assert answer.json()["code"] == "shutting_down"
     assert registry.changes == []

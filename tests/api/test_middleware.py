@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
 from service.api.dependencies import Lifecycle
-from service.api.middleware import PUBLIC_PATHS, RequestLogMiddleware
+from service.api.middleware import PUBLIC_PATHS, ApiKeyMiddleware, RequestLogMiddleware
 from service.telemetry import Metrics
 from tests.api.standins import StandInExplainer, client_of, make_app, speak
 
@@ -75,6 +75,15 @@ async def test_one_log_line_tells_a_request(client: httpx.AsyncClient, capsys: p
         "bytes_out": len(response.content),
         "stages_ms": {"decode": 1.0, "queue": 0.25, "infer": 2.5, "render": 0.5, "total": 4.25},
     }  # fmt: skip
+
+
+async def test_the_line_for_a_terminal_tells_the_stages_alike(
+    explainer: StandInExplainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with client_of(make_app(explainer, log_format="console")) as client:
+        await client.post("/explain", content=b"x")
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "route=/explain" in line)
+    assert "stages_ms={'decode': 1.0, 'queue': 0.25, 'infer': 2.5, 'render': 0.5, 'total': 4.25}" in line
 
 
 async def test_nothing_a_client_writes_is_logged(client: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,6 +159,12 @@ async def test_keys_guard_everything_but_the_probes(explainer: StandInExplainer,
             assert response.status_code == (good if path in PUBLIC_PATHS else status), headers
             if response.status_code == 401:
                 assert response.headers["www-authenticate"].startswith('Bearer realm="camserve"')
+
+
+@pytest.mark.parametrize(("settings", "guarded"), [({}, False), ({"admin_keys": GOOD}, False), ({"api_keys": GOOD}, True)])
+def test_without_keys_nothing_looks_for_them(explainer: StandInExplainer, settings: dict[str, str], guarded: bool) -> None:
+    classes = [middleware.cls for middleware in make_app(explainer, **settings).user_middleware]
+    assert (ApiKeyMiddleware in classes) == guarded
 
 
 async def test_every_route_is_in_the_matrix(app: FastAPI) -> None:

@@ -123,5 +123,17 @@ async def test_the_traceback_of_a_fault_is_logged(
     await client.post("/explain", content=b"x", headers={"X-Request-ID": "fault-1"})
     lines = [orjson.loads(line) for line in capsys.readouterr().err.splitlines()]
     fault = next(line for line in lines if "exception" in line)
-    assert fault["request_id"] == "fault-1"
+    assert (fault["event"], fault["request_id"]) == ("unhandled_error", "fault-1")
     assert "RuntimeError: the reason" in fault["exception"]
+
+
+@pytest.mark.anyio
+async def test_an_error_of_ours_that_is_a_fault_is_logged_with_its_traceback(
+    client: httpx.AsyncClient, explainer: StandInExplainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explainer.fail_with = errors.InferenceNonFinite("What to do.")
+    await client.post("/explain", content=b"x", headers={"X-Request-ID": "fault-2"})
+    lines = [orjson.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (fault,) = (line for line in lines if line["event"] == "request_failed")
+    assert (fault["request_id"], fault["code"]) == ("fault-2", "inference_non_finite")
+    assert "InferenceNonFinite: What to do." in fault["exception"]

@@ -122,20 +122,40 @@ def test_predict_checks_the_options_of_explain(http: httpx.Client) -> None:
     assert http.post("/predict?layer=blocks.6&method=gradcam&alpha=1", content=CHELSEA).status_code == 200
 
 
-def test_metrics_of_real_requests(http: httpx.Client) -> None:
-    def seen(name: str) -> float:
-        lines = http.get("/metrics").text.splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+def metric(http: httpx.Client, name: str) -> float:
+    """The value of a metric, summed over the labels that are not named; there must be one."""
+    values = [line.rpartition(" ")[2] for line in http.get("/metrics").text.splitlines() if line.startswith(name)]
+    assert values, name
+    return sum(map(float, values))
 
+
+def test_metrics_of_real_requests(http: httpx.Client) -> None:
     names = [
         "camserve_images_total",
         "camserve_batch_size_sum",
         *(f'camserve_stage_seconds_count{{stage="{stage}"}}' for stage in ("decode", "queue", "infer", "render")),
     ]
-    before = [seen(name) for name in names]
+    before = [metric(http, name) for name in names]
     http.post("/explain", files=[("image", CHELSEA)] * 2)
-    assert [seen(name) - value for name, value in zip(names, before, strict=True)] == [2, 2, 1, 1, 1, 1]
-    assert seen('camserve_model_ready{model="efficientnet_lite0"}') == 1
+    assert [metric(http, name) - value for name, value in zip(names, before, strict=True)] == [2, 2, 1, 1, 1, 1]
+    assert metric(http, 'camserve_model_ready{model="efficientnet_lite0"}') == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "lane", "other"), [("method=gradcam", "fast", "slow"), ("method=rise&samples=8", "slow", "fast")]
+)
+def test_each_lane_has_its_metrics(http: httpx.Client, query: str, lane: str, other: str) -> None:
+    def labels(name: str) -> str:
+        return f'{{lane="{name}",model="efficientnet_lite0"}}'
+
+    counts = ("camserve_batch_size_sum", "camserve_batch_seconds_count", "camserve_queue_wait_seconds_count")
+    before = {(count, name): metric(http, count + labels(name)) for count in counts for name in (lane, other)}
+    assert http.post(f"/explain?{query}", content=CHELSEA).status_code == 200
+    for count in counts:
+        assert metric(http, count + labels(lane)) == before[count, lane] + 1
+        assert metric(http, count + labels(other)) == before[count, other]
+    assert metric(http, "camserve_pass_seconds" + labels(lane)) > 0
+    assert metric(http, "camserve_queue_depth" + labels(lane)) == 0
 
 
 def test_a_declared_giant_is_refused_before_it_is_sent(server: Running) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.imaging.overlay import compose
 from service.imaging.encode import encode_png
+from service.imaging.overlay import compose
 from tests.bench.image import pixels
 from tests.bench.report import Row, Side, Target
 from tests.bench.timing import Schedule, columns, ratios, rounds, seconds_of

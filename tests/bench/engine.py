@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from service.engine.batch import EngineRequest
-from service.engine.device import prepare
+from service.engine.device import prepare_device
 from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.runtimes import RuntimeOptions
@@ -49,7 +49,7 @@ def measure(plan: Schedule, wanted: set[str]) -> Iterator[Row | Skipped]:
 def load(name: str) -> Network:
     """A card's network as the service would load it; random weights where a hub has the real ones."""
     settings = Settings()
-    device = prepare(settings.device, settings.engine_threads)
+    device = prepare_device(settings.device, settings.engine_threads)
     options = RuntimeOptions(
         engine=settings.engine, precision=settings.precision, threads=settings.engine_threads, calls=settings.replicas
     )

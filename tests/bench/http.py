@@ -1,7 +1,7 @@
 """P4 to P7: the whole way over HTTP. A photograph goes up, a full-size PNG overlay comes back, from processes of their own.
 
-All servers of a model run at once and are asked in turn, so that every ratio is of figures a few seconds apart; who is not
-asked is idle.
+All servers of a model run at once and are loaded in turn, so that every ratio is of figures a few seconds apart; the others
+are idle meanwhile.
 """
 
 from __future__ import annotations
@@ -42,37 +42,37 @@ def of_model(name: str, plan: Schedule, wanted: set[str], *, targets: bool) -> I
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         command, ready, environment = camserve(name)
         own = stack.enter_context(serving(*command, ready=ready, **environment)).port
-        asked = InferenceResult(upload(folder), plan)
+        load = LoadTest(upload(folder), plan)
         sides: dict[str, Callable[[], float]] = {}
-        sides["camserve 1"] = asked.latency("camserve 1", own, 1)
-        sides["camserve 16"] = asked.throughput("camserve 16", own, 16)
+        sides["camserve 1"] = load.latency("camserve 1", own, 1)
+        sides["camserve 16"] = load.throughput("camserve 16", own, 16)
         if "P4" in wanted:
             tutorial = ("-m", "tests.bench.tutorial", "--model", name)
             peer = stack.enter_context(serving(*tutorial, ready="/")).port
-            sides["tutorial 1"] = asked.latency("tutorial 1", peer, 1)
-            sides["tutorial 16"] = asked.throughput("tutorial 16", peer, 16)
+            sides["tutorial 1"] = load.latency("tutorial 1", peer, 1)
+            sides["tutorial 16"] = load.throughput("tutorial 16", peer, 16)
         if "P7" in wanted:
-            sides["camserve 64"] = asked.throughput("camserve 64", own, 64)
+            sides["camserve 64"] = load.throughput("camserve 64", own, 64)
         if wanted & {"P5", "P6"}:
             network = engine.load(name)
             one, many = engine.explanation(network, 1), engine.explanation(network, BATCH)
-            sides["json 1"] = asked.latency("json 1", own, 1, accept="application/json")
+            sides["json 1"] = load.latency("json 1", own, 1, accept="application/json")
             sides["engine 1"] = seconds_of(one, span_s=plan.seconds(1.5))
             batch = seconds_of(many, span_s=plan.seconds(2.0))
             sides["engine 8"] = lambda: BATCH / batch()
             one(), many()
         for port in {own, *((peer,) if "P4" in wanted else ())}:
-            asked.once(port, 4, seconds=1.0)
+            load.once(port, 4, seconds=1.0)
         figures = columns(list(rounds(sides, min(plan.rounds, 3))))
-        yield from _rows(name, figures, asked, wanted, targets=targets)
+        yield from _rows(name, figures, load, wanted, targets=targets)
         if "P4" in wanted:
-            yield _open_loop(name, figures, own, asked)
+            yield _open_loop(name, figures, own, load)
     if "P4" in wanted and targets:
         yield _litserve(name, plan)
 
 
-class InferenceResult:
-    """Sends the load, and remembers what came of it: `last` by side, and the server's own time for the network by round."""
+class LoadTest:
+    """Sends requests, and keeps what came of them: `last` by side, and the server's own time for the network by round."""
 
     def __init__(self, upload: Path, plan: Schedule) -> None:
         self._upload, self._plan = upload, plan
@@ -92,7 +92,7 @@ class InferenceResult:
         return send(self._job(port, "image/png", 1, rate, self._plan.seconds(2 * SPAN_S)))
 
     def once(self, port: int, clients: int, *, seconds: float) -> Measured:
-        """A closed loop that is not remembered: to warm up."""
+        """A closed loop whose figures are not kept: to warm up."""
         return send(self._job(port, "image/png", clients, 0, seconds))
 
     def _closed(self, name: str, port: int, clients: int, accept: str) -> Measured:
@@ -107,7 +107,7 @@ class InferenceResult:
 
 
 def _rows(
-    name: str, figures: dict[str, list[float]], asked: InferenceResult, wanted: set[str], *, targets: bool
+    name: str, figures: dict[str, list[float]], load: LoadTest, wanted: set[str], *, targets: bool
 ) -> Iterator[Row | Skipped]:
     def target(made: Target) -> Target | None:
         return made if targets else None
@@ -123,12 +123,12 @@ def _rows(
             "P4", f"overlays/s against the tutorial service, {name}, 16 clients",
             tuple(ratios(figures["camserve 16"], figures["tutorial 16"])), "x", target(Target(">=", 60)),
             rates("camserve 16", "tutorial 16"),
-            f"{asked.last['camserve 16'].percentiles()} against {asked.last['tutorial 16'].percentiles()}",
+            f"{load.last['camserve 16'].percentiles()} against {load.last['tutorial 16'].percentiles()}",
         )  # fmt: skip
         yield Row(
             "P4", f"p50 against the tutorial service, {name}, 1 client",
             tuple(ratios(figures["tutorial 1"], figures["camserve 1"])), "x", target(Target(">=", 18)),
-            times("camserve 1", "tutorial 1"), _stages(asked.last["camserve 1"]),
+            times("camserve 1", "tutorial 1"), _stages(load.last["camserve 1"]),
         )  # fmt: skip
     if "P5" in wanted:
         yield Row(
@@ -138,22 +138,22 @@ def _rows(
         )  # fmt: skip
     if "P6" in wanted:
         # The engine's time is the server's own of the same requests: the difference of two figures taken apart may be negative.
-        added = [1000 * a - b for a, b in zip(figures["json 1"], asked.infer_ms["json 1"], strict=True)]
+        added = [1000 * a - b for a, b in zip(figures["json 1"], load.infer_ms["json 1"], strict=True)]
         yield Row(
             "P6", f"what the service adds to the engine, JSON heatmap, {name}, 1 client",
-            tuple(added), "ms", target(Target("<=", 6)), times("json 1", "engine 1"), _stages(asked.last["json 1"]),
+            tuple(added), "ms", target(Target("<=", 6)), times("json 1", "engine 1"), _stages(load.last["json 1"]),
         )  # fmt: skip
     if "P7" in wanted:
         yield Row(
             "P7", f"64 clients / 16 clients, {name}",
             tuple(ratios(figures["camserve 64"], figures["camserve 16"])), "x", target(Target(">=", 0.95)),
-            rates("camserve 64", "camserve 16"), asked.last["camserve 64"].percentiles(),
+            rates("camserve 64", "camserve 16"), load.last["camserve 64"].percentiles(),
         )  # fmt: skip
 
 
-def _open_loop(name: str, figures: dict[str, list[float]], port: int, asked: InferenceResult) -> Row:
+def _open_loop(name: str, figures: dict[str, list[float]], port: int, load: LoadTest) -> Row:
     rate = 0.7 * min(figures["camserve 16"])
-    measured = asked.open_loop(port, rate)
+    measured = load.open_loop(port, rate)
     return Row(
         "P4", f"p50 of an open loop at 70 % of the closed one's rate, {name}",
         (1000 * measured.p50,), "ms", None, (Side("sent", (rate,), "/s"),), measured.percentiles(),
@@ -169,19 +169,19 @@ def _litserve(name: str, plan: Schedule) -> Row | Skipped:
         return Skipped("P4", what, "litserve is not installed; pip install '.[bench]'")
     command, ready, environment = camserve(name)
     with ExitStack() as stack:
-        asked = InferenceResult(upload(Path(stack.enter_context(tempfile.TemporaryDirectory()))), plan)
+        load = LoadTest(upload(Path(stack.enter_context(tempfile.TemporaryDirectory()))), plan)
         own = stack.enter_context(serving(*command, ready=ready, **environment)).port
         lit = stack.enter_context(serving("-m", "tests.bench.litserver", "--model", name, ready="/health")).port
         for port in (own, lit):
-            asked.once(port, 4, seconds=1.0)
+            load.once(port, 4, seconds=1.0)
         sides = {
-            "camserve 16": asked.throughput("camserve 16", own, 16),
-            "litserve 16": asked.throughput("litserve 16", lit, 16),
+            "camserve 16": load.throughput("camserve 16", own, 16),
+            "litserve 16": load.throughput("litserve 16", lit, 16),
         }
         figures = columns(list(rounds(sides, min(plan.rounds, 2))))
     return Row(
         "P4", what, tuple(ratios(figures["camserve 16"], figures["litserve 16"])), "x", None,
-        tuple(Side(side, tuple(values), "/s") for side, values in figures.items()), asked.last["litserve 16"].percentiles(),
+        tuple(Side(side, tuple(values), "/s") for side, values in figures.items()), load.last["litserve 16"].percentiles(),
     )  # fmt: skip
 
 

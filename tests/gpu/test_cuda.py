@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from service.engine.batch import EngineRequest
-from service.engine.device import give_back
+from service.engine.device import release_memory
 from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.runtimes import TORCH_FP32, RuntimeOptions
@@ -78,7 +78,7 @@ def test_memory_comes_back() -> None:
     assert torch.cuda.memory_allocated() > before
     del net
     gc.collect()
-    give_back()
+    release_memory()
     assert torch.cuda.memory_allocated() <= before
 
 

@@ -1,1 +1,1 @@
-"""How faithful a map is to the network. Knows no method."""
+"""Metrics of how faithful a map is to the network. Nothing here knows a method."""

@@ -1,1 +1,1 @@
-"""A network as a functional graph: exported once, its dimensions followed, split at any layer. Knows no method."""
+"""The network as a functional graph: its export, the meaning of its dimensions, its splits. Nothing here knows a method."""

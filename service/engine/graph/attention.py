@@ -1,7 +1,7 @@
-"""Attention matrices of a network, taken from its graph: no hooks, no patches, one way for torchvision, timm and transformers.
+"""Attention matrices of a network, from its graph: without hooks or patches, the same for torchvision, timm and transformers.
 
-A copy of the graph has every scaled dot product written out as softmax(q k^T scale + mask) v, so that the matrix between is a
-node of its own: it can be returned, and autograd can be asked for its gradient. What a matrix is used for is the methods' job.
+In a copy of the graph every scaled dot product is decomposed into softmax(q k^T scale + mask) v, so that the attention matrix
+is a node of its own: the graph can return it, and autograd can compute its gradient. Methods turn matrices into maps.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from service.errors import MethodNotApplicable
 
 @dataclass(frozen=True)
 class AttentionPass:
-    """What one pass of one image showed.
+    """Logits and attention of one pass of one image.
 
     Attributes:
         logits: ``[1, classes]``.
-        matrices: of each block, ``[heads, T, T]``: row i is how token i attends to all tokens; rows sum to 1.
-        streams: of each block, what it hands on, ``[1, T, K]``.
+        matrices: for each block ``[1, heads, T, T]``: row i is how token i attends to all tokens; rows sum to 1.
+        streams: for each block its output, the residual stream, ``[1, T, K]``.
     """
 
     logits: Tensor
@@ -39,11 +39,11 @@ class AttentionGraph:
     """A network of attention blocks over one set of tokens.
 
     Attributes:
-        module: image -> (logits, attention ``[N, heads, T, T]`` of each block, what each block hands on ``[N, T, K]``).
-        blocks: how many blocks.
-        tokens: where the grid lies among the tokens.
-        read: the tokens that the classifier reads (class, distillation); none where it reads the mean.
-        head: what the last block hands on -> logits; None where more than that reaches the classifier.
+        module: image -> (logits, attention ``[N, heads, T, T]`` of each block, output ``[N, T, K]`` of each block).
+        blocks: number of blocks.
+        tokens: the position of the grid among the tokens.
+        read: indices of the tokens that the classifier reads (class, distillation); () where it reads the mean.
+        head: output of the last block -> logits; None where the classifier depends on more than that.
     """
 
     module: fx.GraphModule
@@ -54,18 +54,18 @@ class AttentionGraph:
 
     def look(self, image: Tensor) -> AttentionPass:
         """One pass of one image ``[1, C, H, W]``; differentiable in the matrices where gradients are enabled."""
-        # The weights are frozen: it is the image that makes autograd follow.
+        # The weights are frozen, so autograd records only what depends on an image that requires a gradient.
         results = self.module(image.detach().requires_grad_() if torch.is_grad_enabled() else image)
         matrices = tuple(results[1 : 1 + self.blocks])
         return AttentionPass(results[0], matrices, tuple(results[1 + self.blocks :]))
 
-    def grid(self, over_tokens: Tensor) -> Tensor:
-        """``[T]`` -> ``[rows, columns]``."""
+    def grid(self, values: Tensor) -> Tensor:
+        """Values of all tokens ``[T]`` -> those of the grid, ``[rows, columns]``."""
         first, rows, columns = self.tokens.before, self.tokens.rows, self.tokens.columns
-        return over_tokens[first : first + rows * columns].reshape(rows, columns)
+        return values[first : first + rows * columns].reshape(rows, columns)
 
     def of_class(self, matrix: Tensor) -> Tensor:
-        """The rows ``[T, T]`` -> ``[T]`` of what the classifier reads: their mean, of all tokens where it reads their mean."""
+        """Mean ``[T]`` of the rows of ``[T, T]`` that belong to the tokens that the classifier reads, else of all rows."""
         return matrix[list(self.read)].mean(0) if self.read else matrix.mean(0)
 
 
@@ -81,44 +81,48 @@ def attention_graph(network: NetworkGraph) -> AttentionGraph:
     """The network with its attention matrices.
 
     Raises:
-        MethodNotApplicable: it has no attention over all its tokens, or writes it out in a way that is not understood.
+        MethodNotApplicable: the network has no attention over all its tokens, or its attention is no scaled dot product.
     """
     attention = [node for node in network.module.graph.nodes if is_attention(node)]
-    found = {node: tokens for node in attention if (tokens := _over_tokens(network, node)) is not None}
+    tokens_of = {node: tokens for node in attention if (tokens := _attention_tokens(network, node)) is not None}
     if not attention:
         raise MethodNotApplicable("method: this model has no attention. Use a method that explains a layer, such as gradcam.")
-    # Behind the last block a pooling attention may follow, whose queries are no tokens.
-    if not found or len(set(found.values())) > 1 or any(node not in found for node in attention if node < max(found)):
+    # A pooling attention may follow the last block; its queries are no tokens.
+    if (
+        not tokens_of
+        or len(set(tokens_of.values())) > 1
+        or any(node not in tokens_of for node in attention if node < max(tokens_of))
+    ):
         raise MethodNotApplicable(
-            "method: this model's attention is not one over all places of the image (it works in windows, on several grids, "
-            "or is written out by hand), so there is no matrix to show. Use a method that explains a layer, such as gradcam."
+            "method: this model's attention does not relate all patches of the image to each other (it works in windows, on "
+            "several grids, or is no scaled dot product). Use a method that explains a layer, such as gradcam."
         )
-    blocks = list(found)
-    tokens = found[blocks[0]]
-    streams = [_stream(network, node, tokens) for node in blocks[1:]]
-    sums = [node for node in network.dimensions if _is_sum(network, node, tokens) and node > blocks[-1]]
-    whole = [stream for stream in [*streams, max(sums, default=None)] if stream is not None]
-    streams_known = len(whole) == len(blocks)
+    blocks = list(tokens_of)
+    tokens = tokens_of[blocks[0]]
+    inputs = [_block_input(network, node, tokens) for node in blocks[1:]]
+    sums = [node for node in network.dimensions if _is_residual_sum(network, node, tokens) and node > blocks[-1]]
+    streams = [stream for stream in [*inputs, max(sums, default=None)] if stream is not None]
+    has_all_streams = len(streams) == len(blocks)
     return AttentionGraph(
-        module=_written_out(network, blocks, whole if streams_known else []),
+        module=_decompose_attention(network, blocks, streams if has_all_streams else []),
         blocks=len(blocks),
         tokens=tokens,
-        read=_read(network, tokens, after=blocks[-1]),
-        head=_head(network, whole[-1]) if streams_known else None,
+        read=_classifier_tokens(network, tokens, after=blocks[-1]),
+        head=_head_behind(network, streams[-1]) if has_all_streams else None,
     )
 
 
-def _over_tokens(network: NetworkGraph, node: fx.Node) -> Tokens | None:
-    """The tokens that attend to each other; None where they are not one set, of one image."""
+def _attention_tokens(network: NetworkGraph, node: fx.Node) -> Tokens | None:
+    """The tokens that attend to each other; None unless queries and keys are the same tokens of one image."""
     if operation(node) != "scaled_dot_product_attention":
         return None
     arguments = _arguments(node)
     query, key = arguments["query"], arguments["key"]
-    sides = {network.dimensions.get(side, (None, None))[-2] for side in (query, key)}
-    (tokens, *others) = sides
-    plain = not arguments["is_causal"] and not arguments["enable_gqa"]
-    one_image = network.per_image(query.meta["val"].shape[0]) == 1 and query.meta["val"].dim() == 4
-    return tokens if isinstance(tokens, Tokens) and not others and plain and one_image else None
+    dimensions = {network.dimensions.get(argument, (None, None))[-2] for argument in (query, key)}
+    (tokens, *others) = dimensions
+    is_plain = not arguments["is_causal"] and not arguments["enable_gqa"]
+    is_per_image = network.per_image(query.meta["val"].shape[0]) == 1 and query.meta["val"].dim() == 4
+    return tokens if isinstance(tokens, Tokens) and not others and is_plain and is_per_image else None
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
@@ -129,26 +133,26 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
     return defaults | dict(zip(defaults, node.args, strict=False)) | dict(node.kwargs)
 
 
-def _is_sum(network: NetworkGraph, node: fx.Node, tokens: Tokens) -> bool:
-    """Whether a node is the sum of a residual stream: of two tensors that both come from the image, token by token."""
+def _is_residual_sum(network: NetworkGraph, node: fx.Node, tokens: Tokens) -> bool:
+    """Whether a node is a sum of the residual stream: of two tensors that both depend on the image, token by token."""
     dimensions = network.dimensions.get(node, ())
-    both = [parent for parent in node.all_input_nodes if parent in network.dimensions]
-    return operation(node) == "add" and len(both) == 2 and len(dimensions) == 3 and dimensions[1] == tokens
+    terms = [parent for parent in node.all_input_nodes if parent in network.dimensions]
+    return operation(node) == "add" and len(terms) == 2 and len(dimensions) == 3 and dimensions[1] == tokens
 
 
-def _stream(network: NetworkGraph, attention: fx.Node, tokens: Tokens) -> fx.Node | None:
-    """The sum that a block reads, which is what the block before it hands on."""
+def _block_input(network: NetworkGraph, attention: fx.Node, tokens: Tokens) -> fx.Node | None:
+    """The sum that is the input of a block, and the output of the block before it."""
     queue = [attention]
     for node in queue:
-        if _is_sum(network, node, tokens):
+        if _is_residual_sum(network, node, tokens):
             return node
         queue += [parent for parent in node.all_input_nodes if parent not in queue]
     return None
 
 
-def _read(network: NetworkGraph, tokens: Tokens, *, after: fx.Node) -> tuple[int, ...]:
-    """Which tokens the classifier picks out, in order."""
-    picked: set[int] = set()
+def _classifier_tokens(network: NetworkGraph, tokens: Tokens, *, after: fx.Node) -> tuple[int, ...]:
+    """Indices of the tokens that the classifier selects behind the node `after`, in order."""
+    indices: set[int] = set()
     for node in depends_on({after}):
         source = node.args[0] if node.args else None
         dimensions = network.dimensions.get(source, ()) if isinstance(source, fx.Node) else ()
@@ -156,28 +160,28 @@ def _read(network: NetworkGraph, tokens: Tokens, *, after: fx.Node) -> tuple[int
             continue
         first: Any = node.args[2]
         last: Any = first + 1 if operation(node) == "select" else node.args[3]
-        picked.update(range(first, last) if 0 <= first < last <= tokens.before else ())
-    return tuple(sorted(picked))
+        indices.update(range(first, last) if 0 <= first < last <= tokens.before else ())
+    return tuple(sorted(indices))
 
 
-def _head(network: NetworkGraph, last: fx.Node) -> Split | None:
-    """The network behind its last block, where nothing else reaches the classifier."""
+def _head_behind(network: NetworkGraph, last: fx.Node) -> Split | None:
+    """The network split at the output of its last block; None where the classifier depends on another value too."""
     path = next((path for path, node in network.layer_nodes().items() if node is last), None)
-    parts = split(network, [path]) if path is not None else None
-    return parts if parts is not None and len(parts.crossings) == 1 else None
+    head = split(network, [path]) if path is not None else None
+    return head if head is not None and len(head.crossings) == 1 else None
 
 
-def _written_out(network: NetworkGraph, blocks: list[fx.Node], streams: list[fx.Node]) -> fx.GraphModule:
-    """The network with the scaled dot products of `blocks` written out, their matrices and `streams` returned beside logits."""
+def _decompose_attention(network: NetworkGraph, blocks: list[fx.Node], streams: list[fx.Node]) -> fx.GraphModule:
+    """A copy of the network that decomposes the scaled dot products `blocks`, and returns logits, their matrices, `streams`."""
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     matrices: list[fx.Node] = []
-    copied: Callable[[fx.Node], fx.Node] = env.__getitem__
+    copy_of: Callable[[fx.Node], fx.Node] = env.__getitem__
     for node in network.module.graph.nodes:
         if node.op == "output":
             continue
         if node not in blocks:
-            env[node] = graph.node_copy(node, copied)
+            env[node] = graph.node_copy(node, copy_of)
             continue
         arguments = _arguments(node)
         mask = arguments["attn_mask"]

@@ -1,8 +1,8 @@
-"""What each dimension of each tensor in a graph means: followed from the image on, not guessed from sizes.
+"""The meaning of each dimension of each tensor in a graph, tracked through its operations from the image on.
 
-An image enters as (batch, channels, rows, columns). A convolution keeps that order, a permutation moves it, a flattening turns
-rows x columns into tokens, a concatenation puts a class token before them. Sizes alone would mislead: a transformer of width
-256 with 16 x 16 patches has tensors whose tokens and channels are equally many.
+The image has the dimensions (batch, channels, rows, columns). A convolution keeps their order, a permutation changes it, a
+flattening merges rows and columns into tokens, a concatenation puts a class token before them. Sizes alone would be ambiguous:
+a transformer of width 256 with 16 x 16 patches has tensors with as many tokens as channels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The places of a grid in one dimension, row by row, after `before` tokens that are no places (class, registers)."""
+    """A dimension of tokens: the cells of a grid, row by row, after `before` tokens beside the grid (class, registers)."""
 
     rows: int
     columns: int
@@ -29,7 +29,7 @@ Dimensions = tuple[Dimension, ...]
 
 IMAGE: Dimensions = ("batch", "channels", "rows", "columns")
 
-# Operations defined on [N, C, h, w] and on nothing else, where they are given four dimensions.
+# Operations whose arguments of four dimensions are [N, C, h, w].
 GRID_OPERATIONS = {
     "conv2d", "convolution", "conv_transpose2d", "batch_norm", "_native_batch_norm_legit_no_training", "max_pool2d",
     "max_pool2d_with_indices", "avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d",
@@ -38,32 +38,37 @@ GRID_OPERATIONS = {
 
 
 def operation(node: fx.Node) -> str:
-    """Name of the operation of a node, "permute" for ``aten.permute.default``; empty where it calls none."""
+    """Name of the operation that a node calls, "permute" for ``aten.permute.default``; empty for a node that calls none."""
     return getattr(node.target, "__name__", "").split(".")[0] if node.op == "call_function" else ""
 
 
 def shape(node: Any) -> tuple[Any, ...] | None:
-    """Sizes of a node's tensor; the batch size in them is symbolic."""
+    """Sizes of a node's tensor, of which the batch size is symbolic; None for a node that is no tensor."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 class DimensionTracker:
-    """Follows the axes through one graph."""
+    """Tracks dimensions through one graph.
+
+    Args:
+        image: the graph's placeholder, ``[N, C, height, width]``.
+        per_image: size of a dimension -> how many of its entries belong to one image, 0 for sizes that are no multiple of N.
+    """
 
     def __init__(self, image: fx.Node, per_image: Callable[[Any], int]) -> None:
         self._per_image = per_image
         self._known: dict[fx.Node, Dimensions] = {image: IMAGE}
 
     def follow(self, nodes: Iterable[fx.Node]) -> dict[fx.Node, Dimensions]:
-        """Axes of every node of which something is known."""
+        """The dimensions of every node of which at least one dimension is known."""
         nodes = list(nodes)
         for node in nodes:
             if node.op == "call_function":
-                dimensions = self._axes(node)
+                dimensions = self._infer(node)
                 if dimensions is not None and any(dimensions):
                     self._known[node] = dimensions
-        # What came out of a detour (attention in windows) is known again by what it is added to.
+        # Where the dimensions of a node were lost on the way (attention in windows), the sum or product that uses it has them.
         for node in reversed(nodes):
             if node not in self._known or self._known[node].count(None) > 1:
                 for user in node.users:
@@ -71,113 +76,116 @@ class DimensionTracker:
                         self._known[node] = self._known[user]
         return self._known
 
-    def _axes(self, node: fx.Node) -> Dimensions | None:
+    def _infer(self, node: fx.Node) -> Dimensions | None:
+        """The dimensions of a node, from those of its inputs."""
         name, size = operation(node), shape(node)
-        # Of several results (a batch norm's statistics) only the tensor has four dimensions.
-        made_by = operation(node.args[0]) if name == "getitem" and isinstance(node.args[0], fx.Node) else name
-        if made_by in GRID_OPERATIONS and size is not None and len(size) == len(IMAGE):
+        # Of several results (a batch norm has statistics too) only the tensor has four dimensions.
+        producer = operation(node.args[0]) if name == "getitem" and isinstance(node.args[0], fx.Node) else name
+        if producer in GRID_OPERATIONS and size is not None and len(size) == len(IMAGE):
             return IMAGE if self._per_image(size[0]) == 1 else None
         if name in {"cat", "concat"}:
-            return self._joined(node.args[0], _dim(node))  # type: ignore[arg-type]
+            return self._concatenate(node.args[0], _dim(node))  # type: ignore[arg-type]
         first = node.args[0] if node.args else None
         dimensions = self._known.get(first) if isinstance(first, fx.Node) else None
         if dimensions is None or name not in RULES:
-            return self._unchanged(node)
-        if name in REGROUPINGS:
-            return self._regrouped(first, dimensions, node)
+            return self._elementwise(node)
+        if name in RESHAPES:
+            return self._reshape(first, dimensions, node)
         return RULES[name](node, dimensions, self._known)
 
-    def _unchanged(self, node: fx.Node) -> Dimensions | None:
-        """Those of an input that has the output's sizes: element by element."""
+    def _elementwise(self, node: fx.Node) -> Dimensions | None:
+        """The dimensions of an input of the output's sizes, for an operation without a rule."""
         size = shape(node)
         for parent in node.all_input_nodes:
             if parent in self._known and size is not None and shape(parent) == size and operation(node) not in RULES:
                 return self._known[parent]
         return None
 
-    def _joined(self, parts: Sequence[fx.Node], dim: int) -> Dimensions | None:
-        """Concatenated: what stands before the places shifts them."""
+    def _concatenate(self, parents: Sequence[fx.Node], dim: int) -> Dimensions | None:
+        """The dimensions of a concatenation, in which the tensors before the tokens of the grid shift these."""
         before: Any = 0
         known: Dimensions | None = None
-        for part in parts:
-            dimensions, size = self._known.get(part), shape(part)
-            axis = dimensions[dim] if dimensions is not None else None
-            if dimensions is not None and isinstance(axis, Tokens):
-                return _with(dimensions, dim, replace(axis, before=axis.before + before))
+        for parent in parents:
+            dimensions, size = self._known.get(parent), shape(parent)
+            dimension = dimensions[dim] if dimensions is not None else None
+            if dimensions is not None and isinstance(dimension, Tokens):
+                return _replace_dimension(dimensions, dim, replace(dimension, before=dimension.before + before))
             known = known or dimensions
             before += size[dim] if size else 0
         return known
 
-    def _regrouped(self, source: Any, dimensions: Dimensions, node: fx.Node) -> Dimensions | None:
-        """Viewed under other sizes: dimensions are matched in groups whose products agree, from the left."""
+    def _reshape(self, source: Any, dimensions: Dimensions, node: fx.Node) -> Dimensions | None:
+        """The dimensions of a reshaped tensor: groups of old and new dimensions of equal products are matched in order."""
         old, new = shape(source), shape(node)
         if old is None or new is None:
             return None
-        found: list[Dimension] = []
+        result: list[Dimension] = []
         i = j = 0
         while i < len(old) or j < len(new):
-            group, into = [i] if i < len(old) else [], [j] if j < len(new) else []
-            while self._product(old, group) != self._product(new, into):
-                grow_old = self._product(old, group)[1] < self._product(new, into)[1] or not into
-                if grow_old or len(new) <= into[-1] + 1:
-                    group.append(group[-1] + 1 if group else i)
+            old_group, new_group = [i] if i < len(old) else [], [j] if j < len(new) else []
+            while self._size_product(old, old_group) != self._size_product(new, new_group):
+                grow_old = self._size_product(old, old_group)[1] < self._size_product(new, new_group)[1] or not new_group
+                if grow_old or len(new) <= new_group[-1] + 1:
+                    old_group.append(old_group[-1] + 1 if old_group else i)
                 else:
-                    into.append(into[-1] + 1)
-                if group and group[-1] >= len(old):
+                    new_group.append(new_group[-1] + 1)
+                if old_group and old_group[-1] >= len(old):
                     return None
-            found += _split([(dimensions[g], old[g]) for g in group], [new[n] for n in into])
-            i, j = i + len(group), j + len(into)
-        return tuple(found)
+            result += _reshape_group(
+                [(dimensions[index], old[index]) for index in old_group], [new[index] for index in new_group]
+            )
+            i, j = i + len(old_group), j + len(new_group)
+        return tuple(result)
 
-    def _product(self, sizes: Sequence[Any], at: Sequence[int]) -> tuple[int, int]:
-        """(how often the batch size is a factor, the other factors multiplied)."""
-        batches, number = 0, 1
-        for index in at:
+    def _size_product(self, sizes: Sequence[Any], group: Sequence[int]) -> tuple[int, int]:
+        """The product of the sizes of a group: (the exponent of the batch size, the product of the other factors)."""
+        exponent, product = 0, 1
+        for index in group:
             symbolic = isinstance(sizes[index], torch.SymInt)
-            batches += symbolic
-            number *= self._per_image(sizes[index]) if symbolic else int(sizes[index])
-        return batches, number
+            exponent += symbolic
+            product *= self._per_image(sizes[index]) if symbolic else int(sizes[index])
+        return exponent, product
 
 
-def _split(old: Sequence[tuple[Dimension, Any]], new: Sequence[Any]) -> list[Dimension]:
-    """The axes of one group of dimensions under its new sizes."""
-    dimensions = [axis for axis, _ in old]
-    parts = [place for place, size in enumerate(new) if _counts(size)]
+def _reshape_group(old: Sequence[tuple[Dimension, Any]], new: Sequence[Any]) -> list[Dimension]:
+    """The dimensions of one group, given as old (dimension, size) pairs, after a reshape to the new sizes."""
+    dimensions = [dimension for dimension, _ in old]
+    larger = [index for index, size in enumerate(new) if _exceeds_one(size)]
     if len(old) == len(new):
         return dimensions
     if len(new) == 1:
-        return [_merged(old)]
-    found: list[Dimension] = [None] * len(new)
-    if len(old) == 1 and parts:
-        (axis,) = dimensions
-        if not isinstance(axis, Tokens) or len(parts) == 1:
-            # Cut in two, the first part is the coarse position: row i of the windows, head i of the channels.
-            found[parts[0]] = axis
-        elif axis.before == 0 and [new[place] for place in parts] == [axis.rows, axis.columns]:
-            found[parts[0]], found[parts[1]] = "rows", "columns"
-    return found
+        return [_merge(old)]
+    result: list[Dimension] = [None] * len(new)
+    if len(old) == 1 and larger:
+        (dimension,) = dimensions
+        if not isinstance(dimension, Tokens) or len(larger) == 1:
+            # Where one dimension becomes two, the first is the coarse position: row i of the windows, head i of the channels.
+            result[larger[0]] = dimension
+        elif dimension.before == 0 and [new[index] for index in larger] == [dimension.rows, dimension.columns]:
+            result[larger[0]], result[larger[1]] = "rows", "columns"
+    return result
 
 
-def _counts(size: Any) -> bool:
+def _exceeds_one(size: Any) -> bool:
     return isinstance(size, torch.SymInt) or size != 1
 
 
-def _merged(old: Sequence[tuple[Dimension, Any]]) -> Dimension:
-    """The axis of several dimensions that have become one; those of size 1 add nothing."""
-    big = [(axis, size) for axis, size in old if _counts(size)]
-    dimensions = [axis for axis, _ in big]
+def _merge(old: Sequence[tuple[Dimension, Any]]) -> Dimension:
+    """The dimension that several (dimension, size) pairs become when they are merged; those of size 1 are ignored."""
+    larger = [(dimension, size) for dimension, size in old if _exceeds_one(size)]
+    dimensions = [dimension for dimension, _ in larger]
     if dimensions == ["rows", "columns"]:
-        return Tokens(int(big[0][1]), int(big[1][1]))
+        return Tokens(int(larger[0][1]), int(larger[1][1]))
     if len(dimensions) == 1:
         return dimensions[0]
-    if "channels" in dimensions and all(axis in {"channels", None} for axis in dimensions):
+    if "channels" in dimensions and all(dimension in {"channels", None} for dimension in dimensions):
         return "channels"
     return None
 
 
-def _with(dimensions: Dimensions, dim: int, axis: Dimension) -> Dimensions:
+def _replace_dimension(dimensions: Dimensions, dim: int, dimension: Dimension) -> Dimensions:
     dim %= len(dimensions)
-    return (*dimensions[:dim], axis, *dimensions[dim + 1 :])
+    return (*dimensions[:dim], dimension, *dimensions[dim + 1 :])
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
@@ -189,19 +197,19 @@ def _dim(node: fx.Node) -> int:
 
 
 def _permute(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions:
-    order: Any = node.args[1]
-    return tuple(dimensions[dim] for dim in order)
+    dims: Any = node.args[1]
+    return tuple(dimensions[dim] for dim in dims)
 
 
 def _transpose(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions:
     a, b = (_argument(node, position, name, 0) for position, name in ((1, "dim0"), (2, "dim1")))
-    return _with(_with(dimensions, a, dimensions[b]), b, dimensions[a])
+    return _replace_dimension(_replace_dimension(dimensions, a, dimensions[b]), b, dimensions[a])
 
 
-def _channels_last(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions:
-    """A linear layer, or a norm over the last dimension, says what that dimension is."""
-    alone = operation(node) == "linear" or len(_argument(node, 1, "normalized_shape", ())) == 1
-    return _with(dimensions, -1, "channels") if alone else dimensions
+def _linear_or_norm(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions:
+    """A linear layer, or a norm over the last dimension alone, has its channels there."""
+    over_last = operation(node) == "linear" or len(_argument(node, 1, "normalized_shape", ())) == 1
+    return _replace_dimension(dimensions, -1, "channels") if over_last else dimensions
 
 
 def _select(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions:
@@ -211,36 +219,36 @@ def _select(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions])
 
 def _slice(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions:
     dim = _dim(node)
-    axis = dimensions[dim]
-    if not isinstance(axis, Tokens):
+    dimension = dimensions[dim]
+    if not isinstance(dimension, Tokens):
         return dimensions
     start, end, step = (_argument(node, position, name, default) for position, name, default in
                         ((2, "start", None), (3, "end", None), (4, "step", 1)))  # fmt: skip
-    start, last = start or 0, axis.before + axis.rows * axis.columns
-    whole = step == 1 and 0 <= start <= axis.before and (end is None or end >= last)
-    return _with(dimensions, dim, replace(axis, before=axis.before - start) if whole else None)
+    start, last = start or 0, dimension.before + dimension.rows * dimension.columns
+    has_grid = step == 1 and 0 <= start <= dimension.before and (end is None or end >= last)
+    return _replace_dimension(dimensions, dim, replace(dimension, before=dimension.before - start) if has_grid else None)
 
 
-def _reduced(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions | None:
-    dims = _argument(node, 1, "dim", None)
-    if dims is None:
+def _reduce(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions | None:
+    argument = _argument(node, 1, "dim", None)
+    if argument is None:
         return None
-    gone = {dim % len(dimensions) for dim in ([dims] if isinstance(dims, int) else dims)}
-    keep = _argument(node, 2, "keepdim", default=False)
-    return tuple(None if dim in gone else axis for dim, axis in enumerate(dimensions) if keep or dim not in gone)
+    dims = {dim % len(dimensions) for dim in ([argument] if isinstance(argument, int) else argument)}
+    keepdim = _argument(node, 2, "keepdim", default=False)
+    return tuple(None if dim in dims else dimension for dim, dimension in enumerate(dimensions) if keepdim or dim not in dims)
 
 
-def _parts(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions:
+def _chunk(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions:
     dim = int(_argument(node, 2, "dim", 0))
-    return _with(dimensions, dim, None) if isinstance(dimensions[dim], Tokens) else dimensions
+    return _replace_dimension(dimensions, dim, None) if isinstance(dimensions[dim], Tokens) else dimensions
 
 
-def _expanded(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions | None:
+def _expand(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions | None:
     size = shape(node)
     return dimensions if size is not None and len(size) == len(dimensions) else None
 
 
-def _product(node: fx.Node, dimensions: Dimensions, known: dict[fx.Node, Dimensions]) -> Dimensions:
+def _matmul(node: fx.Node, dimensions: Dimensions, known: dict[fx.Node, Dimensions]) -> Dimensions:
     other: Any = node.args[1]
     return (*dimensions[:-1], known[other][-1] if other in known else None)
 
@@ -250,37 +258,36 @@ def _attention(node: fx.Node, dimensions: Dimensions, known: dict[fx.Node, Dimen
     return (*dimensions[:-1], known[values][-1] if values in known else None)
 
 
-def _padded(_node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions:
-    return tuple(None if isinstance(axis, Tokens) else axis for axis in dimensions)
+def _pad(_node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions:
+    return tuple(None if isinstance(dimension, Tokens) else dimension for dimension in dimensions)
 
 
-def _lost(_node: fx.Node, _axes: Dimensions, _known: dict[fx.Node, Dimensions]) -> None:
+def _unknown(_node: fx.Node, _dimensions: Dimensions, _known: dict[fx.Node, Dimensions]) -> None:
     return None
 
 
+# Node, the dimensions of its first argument, the dimensions of all nodes -> the dimensions of the node.
 Rule = Callable[[fx.Node, Dimensions, dict[fx.Node, Dimensions]], "Dimensions | None"]
 
-REGROUPINGS = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"}
+RESHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"}
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(REGROUPINGS, _lost),  # see Tracker._regrouped
+    **dict.fromkeys(RESHAPES, _unknown),  # see DimensionTracker._reshape
     "permute": _permute,
     "transpose": _transpose,
-    "linear": _channels_last,
-    "layer_norm": _channels_last,
-    "rms_norm": _channels_last,
+    "linear": _linear_or_norm,
+    "layer_norm": _linear_or_norm,
+    "rms_norm": _linear_or_norm,
     "select": _select,
     "slice": _slice,
-    **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduced),
-    **dict.fromkeys(("split", "split_with_sizes", "chunk"), _parts),
+    **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduce),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk"), _chunk),
     "unbind": _select,
     "getitem": lambda _node, dimensions, _: dimensions,
-    **dict.fromkeys(("expand", "expand_as"), _expanded),
-    "matmul": _product,
-    "bmm": _product,
+    **dict.fromkeys(("expand", "expand_as"), _expand),
+    "matmul": _matmul,
+    "bmm": _matmul,
     "scaled_dot_product_attention": _attention,
-    **dict.fromkeys(
-        ("constant_pad_nd", "pad"), lambda _node, dimensions, _: tuple(None if isinstance(a, Tokens) else a for a in dimensions)
-    ),
-    **dict.fromkeys(("gather", "index", "index_select", "einsum", "t", "numpy_T", "movedim", "sort", "topk"), _lost),
+    **dict.fromkeys(("constant_pad_nd", "pad"), _pad),
+    **dict.fromkeys(("gather", "index", "index_select", "einsum", "t", "numpy_T", "movedim", "sort", "topk"), _unknown),
 }

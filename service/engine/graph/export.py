@@ -1,7 +1,7 @@
-"""A network as one functional graph: exported once, so that it can be cut anywhere without hooks or state on the module.
+"""Exports a network as one functional graph, which can be split at any layer without hooks or state on the module.
 
-Functional means that no operation writes into another's output: the ReLU that works in place after a layer cannot change that
-layer's activations any more (DenseNet's does), and autograd may ask for a gradient at any node.
+In a functional graph no operation writes into the output of another: an in-place ReLU behind a layer (DenseNet has them) cannot
+change the activations of that layer, and autograd can compute the gradient at any node.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class NetworkGraph:
     Attributes:
         module: the functional graph; one placeholder ``[N, C, height, width]``, one output ``[N, classes]``.
         image: the placeholder.
-        logits: the node that is returned.
+        logits: the node that the graph returns.
         batch: the symbol of N in the shapes that nodes carry in ``meta["val"]``, a ``torch.SymInt``.
-        dimensions: what the dimensions of each node's tensor mean, where that is known.
+        dimensions: for each node whose dimensions are known, the meaning of each dimension of its tensor.
     """
 
     module: fx.GraphModule
@@ -41,7 +41,7 @@ class NetworkGraph:
     dimensions: Mapping[fx.Node, Dimensions]
 
     def layer_nodes(self) -> dict[str, fx.Node]:
-        """Module path -> the last node that the module computed, for every module that computed one."""
+        """Module path -> the last node that the module computed, for every module that computed a node."""
         last: dict[str, fx.Node] = {}
         for node in self.module.graph.nodes:
             if node.op == "call_function":
@@ -51,54 +51,54 @@ class NetworkGraph:
         return last
 
     def grid_of(self, node: fx.Node) -> tuple[Layout, int, tuple[int, int]] | None:
-        """Layout, channels and (rows, columns) of a node that is a floating-point grid of more than one cell, else None."""
+        """Layout, channels and (rows, columns) of a node that is a floating-point grid of more than one cell; else None."""
         value = node.meta.get("val")
         if not isinstance(value, Tensor) or not value.is_floating_point() or self.per_image(value.shape[0]) != 1:
             return None
-        found = layout_of(self.dimensions.get(node, ()), (0, *map(int, value.shape[1:])))
-        return found if found is not None and found[2][0] * found[2][1] > 1 else None
+        grid = layout_of(self.dimensions.get(node, ()), (0, *map(int, value.shape[1:])))
+        return grid if grid is not None and grid[2][0] * grid[2][1] > 1 else None
 
     def layers(self) -> dict[str, LayerInfo]:
         """Every module whose output is a grid of channels with more than one cell, in the order of their computation."""
-        found: dict[str, LayerInfo] = {}
+        layers: dict[str, LayerInfo] = {}
         for path, node in self.layer_nodes().items():
             grid = self.grid_of(node)
             if grid is not None:
                 layout, channels, size = grid
-                found[path] = LayerInfo(name=path, channels=channels, grid=size, layout=layout.kind)
-        return found
+                layers[path] = LayerInfo(name=path, channels=channels, grid=size, layout=layout.kind)
+        return layers
 
     def layout(self, layer: str) -> Layout:
-        """Of one of `layers()`."""
-        found = self.grid_of(self.layer_nodes()[layer])
-        assert found is not None
-        return found[0]
+        """The layout of one of `layers()`."""
+        grid = self.grid_of(self.layer_nodes()[layer])
+        assert grid is not None
+        return grid[0]
 
     def default_layer(self) -> str | None:
-        """The layer to explain at when nobody names one, None where there is no grid.
+        """The layer to explain at where neither card nor request names one; None for a network without a grid.
 
-        Of a convolutional network it is the last grid before pooling. Of a transformer it is what the last attention reads (the
-        first norm of the last block, or the sum before it where the norm comes after): behind that attention the classifier
-        reads the class token alone, and the gradient at every patch is zero.
+        For a convolutional network it is the last grid before pooling. For a transformer it is the input of the last attention
+        (the first norm of the last block, or the sum before it where the norm comes after the attention): behind that attention
+        the classifier reads the class token alone, and the gradient at every patch is zero.
         """
         last = self.layer_nodes()
         names: dict[fx.Node, str] = {}
         for path, node in last.items():
-            # Of modules that end on the same node the shortest path names it: `features`, not `features.18.2`.
+            # Where several modules end on the same node, the node goes by the shortest path: `features`, not `features.18.2`.
             if self.grid_of(node) is not None and not operation(node).startswith("adaptive"):
-                names[node] = min(names.get(node, path), path, key=lambda p: p.count("."))
+                names[node] = min(names.get(node, path), path, key=lambda candidate: candidate.count("."))
         if not names:
             return None
         attention = [node for node in self.module.graph.nodes if is_attention(node)]
-        convolved = [node for node in names if operation(node) in {"conv2d", "batch_norm"}]
-        if attention and all(node < attention[-1] for node in convolved):
-            read = _read_by(attention[-1], names, queries=True) or _read_by(attention[-1], names, queries=False)
-            if read is not None:
-                return names[read]
+        convolutions = [node for node in names if operation(node) in {"conv2d", "batch_norm"}]
+        if attention and all(node < attention[-1] for node in convolutions):
+            source = _nearest_input(attention[-1], names, queries=True) or _nearest_input(attention[-1], names, queries=False)
+            if source is not None:
+                return names[source]
         return names[max(names)]
 
     def per_image(self, size: Any) -> int:
-        """How many entries of a dimension belong to one image; 0 where the dimension does not count images."""
+        """How many entries of a dimension of this size belong to one image; 0 where it is no multiple of the batch size."""
         return _per_image(size, self.batch)
 
 
@@ -108,10 +108,10 @@ def export(
     """Exports an eval-mode network for any batch of one image size.
 
     Args:
-        name: the model's, for the message.
-        module: takes float32 ``[N, C, height, width]``, gives logits ``[N, classes]``.
+        name: the model's name, for messages.
+        module: maps float32 ``[N, C, height, width]`` to logits ``[N, classes]``.
         input_shape: (C, height, width).
-        overrides: module path -> the layout that a card gives its output, in place of what the graph tells.
+        overrides: module path -> the layout that a card states for its output, in place of the layout that the graph tells.
 
     Raises:
         ConfigurationError: the network cannot be exported, does not map one batch of images to one batch of logits, or an
@@ -124,11 +124,11 @@ def export(
             program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
             exported = program.module(check_guards=False)
             if not functionalize(exported.graph):
-                # An empty table decomposes nothing; what remains of it is functionalisation, for seconds.
+                # With an empty table run_decompositions only functionalizes the graph, which takes seconds.
                 exported = program.run_decompositions({}).module(check_guards=False)
             for node in exported.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
-                # The network was exported with one kernel of attention. Another, such as the one that can be differentiated
-                # twice or a written-out product, may order its result's memory so that a view of it is impossible.
+                # The network was exported with one attention kernel. Another, such as the twice differentiable one or explicit
+                # matrix products, may return a result with strides of which no view exists.
                 node.target = torch.ops.aten.reshape.default
             exported.recompile()
     except Exception as error:
@@ -157,13 +157,14 @@ def _network_graph(name: str, exported: fx.GraphModule, overrides: Mapping[str, 
     graph = NetworkGraph(module=exported, image=images[0], logits=results, batch=batch, dimensions=dimensions)
     if not overrides:
         return graph
-    return replace(graph, dimensions={**dimensions, **_overridden(name, graph, overrides)})
+    return replace(graph, dimensions={**dimensions, **_dimension_overrides(name, graph, overrides)})
 
 
-def _overridden(name: str, graph: NetworkGraph, overrides: Mapping[str, LayoutOverride]) -> dict[fx.Node, Dimensions]:
+def _dimension_overrides(name: str, graph: NetworkGraph, overrides: Mapping[str, LayoutOverride]) -> dict[fx.Node, Dimensions]:
+    """The dimensions of the layers whose layout the card states."""
     nodes = graph.layer_nodes()
     height, width = map(int, graph.image.meta["val"].shape[2:])
-    found: dict[fx.Node, Dimensions] = {}
+    by_node: dict[fx.Node, Dimensions] = {}
     for layer, override in overrides.items():
         sizes = (shape(nodes[layer]) or ()) if layer in nodes else ()
         dimensions = override.dimensions((0, *map(int, sizes[1:])), (height, width))
@@ -172,38 +173,44 @@ def _overridden(name: str, graph: NetworkGraph, overrides: Mapping[str, LayoutOv
                 f"card {name}: explain.layout: {layer} cannot be {override.kind} with {override.prefix} prefix tokens: its "
                 f"sizes are {('N', *map(int, sizes[1:])) if sizes else 'unknown'}"
             )
-        found[nodes[layer]] = dimensions
-    return found
+        by_node[nodes[layer]] = dimensions
+    return by_node
 
 
 def _per_image(size: Any, batch: Any) -> int:
-    """Compares expressions, not numbers: a size that happens to equal the example batch's is not mistaken for it."""
+    """The ratio of a symbolic size to the batch size; 0 for other sizes, even for one that equals the example's batch size."""
     expression = size.node.expr if isinstance(size, torch.SymInt) else None
     ratio = expression / batch.node.expr if expression is not None else None
     return int(ratio) if ratio is not None and ratio.is_Integer else 0
 
 
 def depends_on(start: set[fx.Node]) -> set[fx.Node]:
-    """`start` and every node computed from one of them."""
-    reached = set(start)
+    """`start`, and every node that is computed from one of its nodes."""
+    dependents = set(start)
     stack = list(start)
     while stack:
         for user in stack.pop().users:
-            if user not in reached:
-                reached.add(user)
+            if user not in dependents:
+                dependents.add(user)
                 stack.append(user)
-    return reached
+    return dependents
 
 
 def is_attention(node: fx.Node) -> bool:
-    """Whether a node is attention: a scaled dot product, or a softmax whose result a product takes."""
+    """Whether a node is attention: a scaled dot product, or a softmax whose result is a factor of a matrix product."""
     if operation(node) == "softmax":
         return any(operation(user) in {"matmul", "bmm"} for user in node.users)
     return operation(node) == "scaled_dot_product_attention"
 
 
-def _read_by(attention: fx.Node, names: Container[fx.Node], *, queries: bool) -> fx.Node | None:
-    """The nearest named node that attention (its queries alone: keys may be a coarser grid) reads, but for projections."""
+def _nearest_input(attention: fx.Node, names: Container[fx.Node], *, queries: bool) -> fx.Node | None:
+    """The node of `names` from which attention is computed with the fewest nodes between; projections do not count.
+
+    Args:
+        attention: the node of the attention.
+        names: the candidates.
+        queries: whether to follow the queries alone, for keys may lie on a coarser grid.
+    """
     queue = [attention]
     for node in queue:
         if node in names and operation(node) not in {"linear", "conv2d"}:
@@ -215,10 +222,10 @@ def _read_by(attention: fx.Node, names: Container[fx.Node], *, queries: bool) ->
 
 
 def is_size(node: fx.Node) -> bool:
-    """Whether a node computes a size, not a tensor."""
+    """Whether a node computes a size rather than a tensor."""
     return isinstance(node.meta.get("val"), (int, torch.SymInt)) and node.op == "call_function"
 
 
 def is_batch_size(node: fx.Node, image: fx.Node) -> bool:
-    """Whether a node reads the batch size off the image tensor."""
+    """Whether a node is the batch size, the first size of the image tensor."""
     return node.target in {torch.ops.aten.sym_size.int, operator.getitem} and node.args == (image, 0)

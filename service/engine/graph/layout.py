@@ -1,4 +1,4 @@
-"""How a layer lays out its grid, so that methods meet channels first and nothing else."""
+"""The layouts of a layer's activations, and their conversion to and from channels first, the only layout of methods."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from service.vocabulary import LayoutKind
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Of one layer's activations.
+    """The layout of one layer's activations.
 
     Attributes:
         kind: `nchw`: ``[N, K, h, w]``; `nhwc`: ``[N, h, w, K]``; `tokens`: ``[N, prefix + h w (+ others), K]``, row by row.
-        grid: (h, w) of tokens; unused by the other kinds, whose shape tells.
-        prefix: tokens before the grid's (class, distillation, registers).
+        grid: (h, w) of tokens; unused by the other kinds, whose shape has h and w.
+        prefix: number of tokens before the grid (class, distillation, registers).
     """
 
     kind: LayoutKind = "nchw"
@@ -27,45 +27,45 @@ class Layout:
     prefix: int = 0
 
     def to_nchw(self, activations: Tensor) -> Tensor:
-        """The layer's own activations as ``[N, K, h, w]``; differentiable."""
+        """Activations in the layer's layout as ``[N, K, h, w]``; differentiable."""
         if self.kind == "nhwc":
             return activations.permute(0, 3, 1, 2)
         if self.kind == "tokens":
-            places = activations[:, self.prefix : self.prefix + self.grid[0] * self.grid[1]]
-            return places.transpose(1, 2).reshape(len(places), -1, *self.grid)
+            tokens = activations[:, self.prefix : self.prefix + self.grid[0] * self.grid[1]]
+            return tokens.transpose(1, 2).reshape(len(tokens), -1, *self.grid)
         return activations
 
-    def from_nchw(self, grid: Tensor, own: Tensor) -> Tensor:
-        """``[N, K, h, w]`` as the layer's own activations; what is not grid (prefix tokens) is taken from `own`.
+    def from_nchw(self, grid: Tensor, template: Tensor) -> Tensor:
+        """``[N, K, h, w]`` as activations in the layer's layout, contiguous, as views behind the layer expect.
 
-        Contiguous, as views behind the layer expect.
+        Tokens beside the grid (prefix tokens) are copied from `template`, activations in the layer's layout.
         """
         if self.kind == "nhwc":
             return grid.permute(0, 2, 3, 1).contiguous()
         if self.kind == "tokens":
-            places = grid.flatten(2).transpose(1, 2)
-            return torch.cat([own[:, : self.prefix], places, own[:, self.prefix + places.shape[1] :]], dim=1)
+            tokens = grid.flatten(2).transpose(1, 2)
+            return torch.cat([template[:, : self.prefix], tokens, template[:, self.prefix + tokens.shape[1] :]], dim=1)
         return grid.contiguous()
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutOverride:
-    """The layout that a card gives a layer, where the graph does not tell it.
+    """The layout that a card states for a layer whose layout the graph does not tell.
 
     Attributes:
-        kind: as of `Layout`.
-        prefix: tokens before the grid's.
+        kind: as in `Layout`.
+        prefix: number of tokens before the grid.
     """
 
     kind: LayoutKind
     prefix: int = 0
 
     def dimensions(self, sizes: tuple[int, ...], image: tuple[int, int]) -> Dimensions | None:
-        """The axes of activations of these sizes, None where they cannot be so.
+        """The dimensions of activations of these sizes; None for sizes that cannot have this layout.
 
         Args:
-            sizes: of each dimension; that of the batch does not matter.
-            image: (height, width) of the network's input; tokens are taken for a grid of square patches of it.
+            sizes: the size of each dimension; that of the batch does not matter.
+            image: (height, width) of the network's input; tokens are assumed to be a grid of square patches of it.
         """
         if self.kind == "tokens" and len(sizes) == 3:
             cells = sizes[1] - self.prefix
@@ -79,17 +79,17 @@ class LayoutOverride:
 
 
 def layout_of(dimensions: Dimensions, sizes: tuple[int, ...]) -> tuple[Layout, int, tuple[int, int]] | None:
-    """Layout, channels and grid of activations with these axes, or None where they are no grid of channels.
+    """Layout, channels and grid of activations with these dimensions; None for dimensions that are no grid of channels.
 
     Args:
-        dimensions: what each dimension means.
-        sizes: of each dimension; that of the batch does not matter.
+        dimensions: the meaning of each dimension.
+        sizes: the size of each dimension; that of the batch does not matter.
     """
     if not dimensions or dimensions[0] != "batch":
         return None
     if dimensions == ("batch", "channels", "rows", "columns"):
         return Layout("nchw"), sizes[1], (sizes[2], sizes[3])
-    # A last dimension that is no place holds the channels, whatever became of them on the way.
+    # The last dimension beside rows and columns holds the channels, even where the tracker does not know it.
     if dimensions[1:] in {("rows", "columns", "channels"), ("rows", "columns", None)}:
         return Layout("nhwc"), sizes[3], (sizes[1], sizes[2])
     if len(dimensions) == 3 and isinstance(dimensions[1], Tokens) and dimensions[2] in {"channels", None}:

@@ -1,6 +1,6 @@
 """Runs a network, or a part of it, over many rows in chunks of bounded size, with a checkpoint before each chunk.
 
-Knows no method and no scheduler: the checkpoint is the caller's, and may wait or raise.
+The runner knows no method and no scheduler: the caller passes the checkpoint, which may wait or raise.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from service.engine.graph.export import NetworkGraph
 
 Checkpoint = Callable[[], None]
 
-HEAD_ROWS: Final = 32  # of one pass of the head
-NETWORK_ROWS: Final = 8  # of one pass of the whole network: so long may a faster request have to share the device
-LOG_INTERVAL: Final = 10  # chunks
+HEAD_ROWS: Final = 32  # rows of one pass of the head
+NETWORK_ROWS: Final = 8  # rows of one pass of the whole network; a request of the fast lane shares the device for one such pass
+LOG_INTERVAL: Final = 10  # chunks between two log entries
 
 log = structlog.get_logger(__name__)
 
 
 def no_checkpoint() -> None:
-    """Neither waits nor raises."""
+    """A checkpoint that neither waits nor raises."""
 
 
 class ChunkedRunner:
@@ -32,8 +32,8 @@ class ChunkedRunner:
 
     Args:
         network: the whole network.
-        checkpoint: called before each chunk; what it raises ends the run.
-        task: what the log calls the run.
+        checkpoint: called before each chunk; an exception that it raises ends the run.
+        task: the name of the run in the log.
     """
 
     def __init__(self, network: NetworkGraph, checkpoint: Checkpoint = no_checkpoint, task: str = "") -> None:
@@ -42,7 +42,7 @@ class ChunkedRunner:
         self._task = task
 
     def with_network(self, network: NetworkGraph) -> ChunkedRunner:
-        """A runner of another network with the same checkpoint."""
+        """A runner of another network, with the same checkpoint."""
         return ChunkedRunner(network, self._checkpoint, self._task)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class ChunkedRunner:
         return self.chunked(differentiate, images, NETWORK_ROWS)
 
     def chunked(self, run: Callable[[Tensor], Tensor], rows: Tensor | Sequence[Tensor], size: int) -> Tensor:
-        """`run` over rows, `size` at a time, its results concatenated; `rows` may make its tensors when it is sliced."""
+        """Calls `run` on `size` rows at a time and concatenates its results; a sequence may create its tensors when sliced."""
         results = []
         total = -(-len(rows) // size)
         for number in range(total):
@@ -78,7 +78,12 @@ class ChunkedRunner:
         return torch.cat(results)
 
     def checkpoint(self, done: int, total: int) -> None:
-        """To be called before each chunk of a loop that does not use `chunked`; `done` of `total` chunks have run."""
+        """Calls the checkpoint and logs the progress; for loops without `chunked`, which call it before each of their chunks.
+
+        Args:
+            done: number of chunks that have run.
+            total: number of chunks of the loop.
+        """
         self._checkpoint()
         if done and done % LOG_INTERVAL == 0:
-            log.info("progress", method=self._task, passes=done, of=total)
+            log.info("progress", method=self._task, passes=done, total=total)

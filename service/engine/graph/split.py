@@ -1,10 +1,10 @@
-"""Cuts an exported network in two at one or more layers: the trunk before, the head after.
+"""Splits an exported network at one or more layers into the trunk before them and the head behind them.
 
-The trunk (image -> activations, with whatever else crosses the cut) runs without autograd, however is fastest. The head
-(activations -> logits) runs under autograd on fresh leaves, so that an explanation costs hardly more than a prediction, and
-several classes of one image share its trunk. Every node that does not depend on a cut layer belongs to the trunk; of these
-the head needs the tensors that cross (a residual stream, say), sizes, which it works out again from its own rows, and
-constants.
+The trunk (image -> activations, and all other values that cross the split) runs without autograd, in the fastest runtime. The
+head (activations -> logits) runs under autograd on fresh leaves, so that an explanation costs hardly more than a prediction,
+and several classes of one image share its trunk. Every node that does not depend on a layer of the split belongs to the trunk.
+Of the trunk's values the head needs tensors, which cross the split (a residual stream, say), and sizes and constants, which the
+head computes again from its own rows.
 """
 
 from __future__ import annotations
@@ -25,34 +25,39 @@ from service.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Crossing:
-    """How one value crosses the cut: `dim` is the dimension that counts images, None for what all images share."""
+    """One value that crosses the split.
+
+    Attributes:
+        dim: the batch dimension, None for a value that all images share.
+        per_image: how many entries of that dimension belong to one image.
+    """
 
     dim: int | None
     per_image: int = 1
 
     def select(self, value: Tensor, rows: Tensor) -> Tensor:
-        """The value for the head's rows: `rows` int64 ``[R]`` names the image of each row."""
+        """The value for the head's rows; `rows` int64 ``[R]`` is the index of each row's image."""
         if self.dim is None:
             return value
         if self.per_image == 1:
             return value.index_select(self.dim, rows)
         shape = list(value.shape)
-        parts = value.reshape(*shape[: self.dim], -1, self.per_image, *shape[self.dim + 1 :])
-        return parts.index_select(self.dim, rows).flatten(self.dim, self.dim + 1)
+        by_image = value.reshape(*shape[: self.dim], -1, self.per_image, *shape[self.dim + 1 :])
+        return by_image.index_select(self.dim, rows).flatten(self.dim, self.dim + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A network cut at `layers`.
+    """A network split at `layers`.
 
     Attributes:
-        layers: the module paths, in the order given.
-        trunk: float ``[N, C, h, w]`` -> the crossing values; torch in float32, until another runtime takes its place.
+        layers: the module paths, in the order of the arguments of `split`.
+        trunk: float ``[N, C, h, w]`` -> the crossing values; by torch in float32, unless another runtime replaces it.
         head: the crossing values -> (logits ``[R, classes]``, activations of each layer in order).
-        crossings: how each crossing value is repeated for the head's rows.
-        leaves: which crossing values are activations of cut layers, to be made leaves of autograd.
-        layouts: of each layer's activations.
-        pooled: the head in closed form, where it has one.
+        crossings: for each crossing value, how it is repeated for the head's rows.
+        leaves: the indices of the crossing values that are activations of the layers, which become autograd's leaves.
+        layouts: the layout of each layer's activations.
+        pooled: the head in closed form; None for a head without one.
     """
 
     layers: tuple[str, ...]
@@ -63,72 +68,71 @@ class Split:
     layouts: tuple[Layout, ...]
     pooled: PooledHead | None
 
-    def enter(self, crossing: Sequence[Tensor], rows: Tensor | None) -> list[Tensor]:
-        """What the head takes: crossing values for `rows` (None: each image once), activations as fresh leaves."""
-        values = list(crossing)
+    def enter(self, crossing_values: Sequence[Tensor], rows: Tensor | None) -> list[Tensor]:
+        """The head's inputs: the crossing values for `rows` (None: each image once), the activations as fresh leaves."""
+        values = list(crossing_values)
         if rows is not None:
-            values = [how.select(value, rows) for how, value in zip(self.crossings, values, strict=True)]
+            values = [crossing.select(value, rows) for crossing, value in zip(self.crossings, values, strict=True)]
         for leaf in self.leaves:
             values[leaf] = values[leaf].detach().requires_grad_()
         return values
 
 
 def split(network: NetworkGraph, layers: Sequence[str]) -> Split:
-    """Cuts the network at the outputs of the named modules.
+    """Splits the network at the outputs of the named modules.
 
     Args:
         network: the exported network.
         layers: module paths, each one of ``network.layers()``.
 
     Raises:
-        ConfigurationError: what crosses the cut cannot be repeated per image.
+        ConfigurationError: a value that crosses the split cannot be repeated per image.
     """
     nodes = network.layer_nodes()
-    cut = {path: nodes[path] for path in layers}
-    below = depends_on(set(cut.values()))
-    # A layer behind another cut layer is computed inside the head; the others are what the head starts from.
-    first = {node for node in cut.values() if not any(parent in below for parent in node.all_input_nodes)}
-    head_nodes = below - first
-    rebuilt, crossing = _needs(network, head_nodes, first)
-    trunk = _extract(network, [network.image], crossing, outputs=crossing, keep=None)
-    head = _extract(
-        network, crossing, [network.logits, *cut.values()], outputs=[network.logits, *cut.values()], keep=head_nodes | rebuilt
-    )
+    layer_nodes = {path: nodes[path] for path in layers}
+    dependents = depends_on(set(layer_nodes.values()))
+    # A layer behind another layer of the split is computed inside the head; the others are the head's leaves.
+    leaf_nodes = {node for node in layer_nodes.values() if not any(parent in dependents for parent in node.all_input_nodes)}
+    head_nodes = dependents - leaf_nodes
+    recomputable, crossing = _head_inputs(network, head_nodes, leaf_nodes)
+    outputs = [network.logits, *layer_nodes.values()]
+    trunk = _extract_subgraph(network, [network.image], crossing, outputs=crossing, keep=None)
+    head = _extract_subgraph(network, crossing, outputs, outputs=outputs, keep=head_nodes | recomputable)
     return Split(
         layers=tuple(layers),
         trunk=TorchTrunk(trunk),
         head=head,
-        crossings=tuple(_crossing(network, n) for n in crossing),
-        leaves=tuple(crossing.index(n) for n in sorted(first)),
+        crossings=tuple(_crossing_of(network, node) for node in crossing),
+        leaves=tuple(crossing.index(node) for node in sorted(leaf_nodes)),
         layouts=tuple(network.layout(layer) for layer in layers),
         pooled=pooled_head(head),
     )
 
 
-def _needs(network: NetworkGraph, head: set[fx.Node], first: set[fx.Node]) -> tuple[set[fx.Node], list[fx.Node]]:
-    """What the head needs from outside: nodes it computes again (sizes, constants), and values that cross, layers first."""
-    data = depends_on({network.image})
-    rebuilt: set[fx.Node] = set()
-    crossing = sorted(first)
+def _head_inputs(network: NetworkGraph, head: set[fx.Node], leaf_nodes: set[fx.Node]) -> tuple[set[fx.Node], list[fx.Node]]:
+    """The trunk's nodes that the head reads: those it computes again (sizes, constants), and those that cross, leaves first."""
+    image_dependents = depends_on({network.image})
+    recomputable: set[fx.Node] = set()
+    crossing = sorted(leaf_nodes)
     stack = [parent for node in head for parent in node.all_input_nodes if parent not in head]
     while stack:
         node = stack.pop()
-        if node in rebuilt or node in crossing:
+        if node in recomputable or node in crossing:
             continue
-        again = node not in data or is_batch_size(node, network.image) or is_size(node)
-        if not again:
+        is_recomputable = node not in image_dependents or is_batch_size(node, network.image) or is_size(node)
+        if not is_recomputable:
             crossing.append(node)
             continue
-        rebuilt.add(node)
+        recomputable.add(node)
         if not is_batch_size(node, network.image):
             stack.extend(node.all_input_nodes)
-    return rebuilt, crossing
+    return recomputable, crossing
 
 
-def _extract(
+def _extract_subgraph(
     network: NetworkGraph, inputs: list[fx.Node], targets: list[fx.Node], *, outputs: list[fx.Node], keep: set[fx.Node] | None
 ) -> fx.GraphModule:
-    """The part of the graph that computes `outputs` from `inputs`; parameters are shared, not copied."""
+    """The subgraph that computes `outputs` from `inputs`; parameters are shared, not copied."""
     needed: set[fx.Node] = set()
     stack = list(targets)
     while stack:
@@ -154,11 +158,11 @@ def _extract(
     return fx.GraphModule(network.module, graph)
 
 
-def _crossing(network: NetworkGraph, node: fx.Node) -> Crossing:
-    """Finds the dimension of a crossing tensor that counts images, or that counts a fixed number of parts of each."""
+def _crossing_of(network: NetworkGraph, node: fx.Node) -> Crossing:
+    """Finds the batch dimension of a crossing tensor, and how many of its entries belong to one image."""
     value: Any = node.meta.get("val")
     if not isinstance(value, Tensor):
-        raise ConfigurationError(f"layer: the network cannot be cut here: {node.name} is not a tensor")
+        raise ConfigurationError(f"layer: the network cannot be split here: {node.name} is not a tensor")
     for dim, size in enumerate(value.shape):
         per_image = network.per_image(size)
         if per_image:

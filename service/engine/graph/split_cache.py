@@ -1,6 +1,6 @@
-"""One network, exported for the image sizes that it meets and split at the layers that it is asked about. Thread-safe.
+"""A thread-safe cache of the exports of one network, one per image size, and of its splits, one per set of layers.
 
-Exporting takes seconds, splitting milliseconds; of both a bounded number is kept. All of it runs in torch, in float32.
+An export takes seconds, a split milliseconds; the cache holds a bounded number of both. All of them run in torch, in float32.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from service.engine.graph.export import NetworkGraph, export
 from service.engine.graph.layout import LayoutOverride
 from service.engine.graph.split import Split, split
 
-KEPT_GRAPHS: Final = 4  # input sizes, beside the card's, that stay exported (`fit=native`)
-KEPT_SPLITS: Final = 16  # sets of layers that stay split
+MAX_GRAPHS: Final = 4  # exports in the cache, one per input size beside the card's (`fit=native`)
+MAX_SPLITS: Final = 16  # splits in the cache
 
 ImageSize = tuple[int, int]  # height, width
 
@@ -28,7 +28,7 @@ class SplitCache:
     """The graphs and splits of one network.
 
     Attributes:
-        graph: for images of the card's own size.
+        graph: the graph for images of the card's size.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class SplitCache:
         """Exports the network.
 
         Args:
-            name: the model's, for messages.
+            name: the model's name, for messages.
             module: the network.
-            channels: of its images.
-            size: of the card's images.
-            overrides: module path -> the layout that the card gives it.
+            channels: number of channels of its images.
+            size: size of the card's images.
+            overrides: module path -> the layout that the card states for its output.
 
         Raises:
-            ConfigurationError: it cannot be exported, or a layer cannot have the layout that the card gives it.
+            ConfigurationError: the network cannot be exported, or a layer cannot have the layout that the card states.
         """
         self._name = name
         self._module = module
@@ -57,13 +57,13 @@ class SplitCache:
         self._size = size
         self._overrides = dict(overrides or {})
         self._lock = threading.RLock()
-        self._splits: LRUCache[tuple[ImageSize, tuple[str, ...]], Split] = LRUCache(KEPT_SPLITS)
-        self._graphs: LRUCache[ImageSize, NetworkGraph] = LRUCache(KEPT_GRAPHS)
-        self._attention: LRUCache[ImageSize, AttentionGraph] = LRUCache(KEPT_GRAPHS + 1)
+        self._splits: LRUCache[tuple[ImageSize, tuple[str, ...]], Split] = LRUCache(MAX_SPLITS)
+        self._graphs: LRUCache[ImageSize, NetworkGraph] = LRUCache(MAX_GRAPHS)
+        self._attention: LRUCache[ImageSize, AttentionGraph] = LRUCache(MAX_GRAPHS + 1)
         self.graph = self._export(size)
 
     def graph_at(self, size: ImageSize) -> NetworkGraph:
-        """The graph for images of this size; of the card's own size without waiting while another one is exported."""
+        """The graph for images of this size; that of the card's size is available while another one is exported."""
         if size == self._size:
             return self.graph
         with self._lock:
@@ -82,7 +82,7 @@ class SplitCache:
         """The network with its attention matrices, for images of this size.
 
         Raises:
-            MethodNotApplicable: it has none that can be read.
+            MethodNotApplicable: the network has no attention matrices.
         """
         with self._lock:
             if size not in self._attention:
@@ -95,7 +95,7 @@ class SplitCache:
 
 @dataclass(frozen=True, slots=True)
 class SizedNetwork:
-    """One network for images of one size (height, width): what methods look at."""
+    """One network for images of one size (height, width)."""
 
     cache: SplitCache
     size: ImageSize
@@ -110,7 +110,7 @@ class SizedNetwork:
         """The whole network with its attention matrices.
 
         Raises:
-            MethodNotApplicable: it has none that can be read.
+            MethodNotApplicable: the network has no attention matrices.
         """
         return self.cache.attention_at(self.size)
 

@@ -1,7 +1,8 @@
-"""What runs the trunk: chooses engine and precision for one network, checks the choice on photographs, falls back.
+"""Chooses the runtime of a network's trunk, engine and precision, with a calibration check against torch in float32.
 
-Other runtimes must give what torch in float32 gives. bfloat16 is taken only where the hardware computes in it, the network's
-answers stay the same, and it is faster.
+The check explains photographs with both trunks. OpenVINO in float32 is used only where its results agree; where they do not,
+torch replaces it, or loading fails if OpenVINO is configured by name. With precision "auto", bfloat16 is used only where the
+hardware computes in it, the results agree, and it is faster.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ from service.engine.types import EngineResult
 from service.errors import ConfigurationError
 from service.vocabulary import EngineOption, PrecisionOption
 
-FASTER: Final = 1.1  # or it is not worth the rounding
+MIN_SPEEDUP: Final = 1.1  # of bfloat16 over float32; a smaller one does not justify the rounding errors
 
-Answers = Callable[[Trunk], Sequence[EngineResult]]
+ExplainWith = Callable[[Trunk], Sequence[EngineResult]]
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeOptions:
-    """What is asked for.
+    """The configured engine and precision, and their resources.
 
     Attributes:
-        threads: of one call on the CPU.
-        calls: most at once, for which threads are kept ready.
+        engine, precision: "auto" leaves the choice to `choose`.
+        threads: number of threads of one call on the CPU.
+        calls: the largest number of concurrent calls.
     """
 
     engine: EngineOption = "auto"
@@ -43,113 +45,127 @@ class RuntimeOptions:
 
     @property
     def exact(self) -> bool:
-        """Whether nothing but torch in float32 is wanted."""
+        """Whether torch in float32 is configured, which needs no calibration check."""
         return (self.engine, self.precision) == ("torch", "fp32")
 
 
-TORCH_FP32: Final = RuntimeOptions(engine="torch", precision="fp32")  # what every network can have
+TORCH_FP32: Final = RuntimeOptions(engine="torch", precision="fp32")  # runs every network
 
 
-def choose(name: str, trunk: TorchTrunk, images: Tensor, plan: RuntimeOptions, answers: Answers) -> Trunk:
-    """The trunk to serve with.
+def choose(name: str, trunk: TorchTrunk, images: Tensor, options: RuntimeOptions, explain: ExplainWith) -> Trunk:
+    """The trunk of the chosen engine and precision.
 
     Args:
-        name: the model's, for messages.
-        trunk: as it was cut.
-        images: normalised, float32 ``[n, C, h, w]``, on the device.
-        plan: what is asked for.
-        answers: explains photographs with a trunk, each its best class; raises what goes wrong.
+        name: the model's name, for messages.
+        trunk: the trunk of the split, in torch in float32.
+        images: photographs, normalised, float32 ``[n, C, h, w]``, on the device.
+        options: the configured engine and precision.
+        explain: explains the best class of each photograph with a trunk; it may raise any exception.
 
     Raises:
-        ConfigurationError: an engine or precision that was asked for by name is not to be had.
+        ConfigurationError: the configured engine or precision is not available, or cannot run the network.
     """
-    jury = _CalibrationCheck(name, trunk, images, plan, answers)
+    check = _CalibrationCheck(name, trunk, images, options, explain)
     on_cpu = images.device.type == "cpu"
-    if plan.engine == "openvino" or (plan.engine == "auto" and on_cpu and openvino.available()):
+    if options.engine == "openvino" or (options.engine == "auto" and on_cpu and openvino.available()):
         try:
-            return _openvino(jury, on_cpu=on_cpu)
+            return _choose_openvino(check, on_cpu=on_cpu)
         except ConfigurationError:
             raise
         except Exception as error:
-            reason = _first_line(error)
-            if plan.engine == "openvino":
+            reason = _last_line(error)
+            if options.engine == "openvino":
                 raise ConfigurationError(
                     f"card {name}: engine openvino cannot run this network: {reason}; use auto or torch"
                 ) from error
             log.warning("engine_fallback", model=name, wanted="openvino", engine="torch", reason=reason)
-    return jury.settle(lambda: trunk, trunk.halved, capable=has_bf16(images.device))
+    return check.choose_precision(lambda: trunk, trunk.halved, supports_bf16=has_bf16(images.device))
 
 
-def _openvino(jury: _CalibrationCheck, *, on_cpu: bool) -> Trunk:
-    """Anything may be raised: a network that OpenVINO does not understand fails in many ways."""
-    plan = jury.plan
+def _choose_openvino(check: _CalibrationCheck, *, on_cpu: bool) -> Trunk:
+    """OpenVINO's trunk.
+
+    Raises:
+        ConfigurationError: OpenVINO or the configured precision is not available.
+        Exception: any exception of OpenVINO, which cannot convert or run this network, or a disagreement with torch.
+    """
+    options = check.options
     if not openvino.available():
-        raise ConfigurationError(f"card {jury.name}: engine openvino is not installed; install it, or use auto or torch")
+        raise ConfigurationError(f"card {check.name}: engine openvino is not installed; install it, or use auto or torch")
     if not on_cpu:
         raise ConfigurationError(
-            f"card {jury.name}: engine openvino runs on the CPU only; set device = cpu, or use auto or torch"
+            f"card {check.name}: engine openvino runs on the CPU only; set device = cpu, or use auto or torch"
         )
-    model = openvino.convert(jury.trunk.module, jury.images[:2])
+    model = openvino.convert(check.trunk.module, check.images[:2])
 
-    def exact() -> Trunk:
-        built = openvino.OpenVINOTrunk(model, "fp32", plan.threads, plan.calls)
-        reason = jury.objection(built)
+    def build_fp32() -> Trunk:
+        trunk = openvino.OpenVINOTrunk(model, "fp32", options.threads, options.calls)
+        reason = check.disagreement(trunk)
         if reason is not None:
-            raise ValueError(f"its answers are not torch's: {reason}")
-        return built
+            raise ValueError(f"its results disagree with torch's: {reason}")
+        return trunk
 
-    return jury.settle(
-        exact, lambda: openvino.OpenVINOTrunk(model, "bf16", plan.threads, plan.calls), capable=openvino.has_bf16()
+    return check.choose_precision(
+        build_fp32,
+        lambda: openvino.OpenVINOTrunk(model, "bf16", options.threads, options.calls),
+        supports_bf16=openvino.has_bf16(),
     )
 
 
 class _CalibrationCheck:
-    """Holds the trunks of one network against the one that torch runs in float32."""
+    """Compares the trunks of one network with the trunk that torch runs in float32."""
 
-    def __init__(self, name: str, trunk: TorchTrunk, images: Tensor, plan: RuntimeOptions, answers: Answers) -> None:
+    def __init__(self, name: str, trunk: TorchTrunk, images: Tensor, options: RuntimeOptions, explain: ExplainWith) -> None:
         self.name = name
         self.trunk = trunk
         self.images = images
-        self.plan = plan
-        self._answers = answers
+        self.options = options
+        self._explain = explain
         self._expected: Sequence[EngineResult] = ()
 
-    def objection(self, trunk: Trunk) -> str | None:
-        """Why a trunk may not stand in for the exact one."""
-        self._expected = self._expected or self._answers(self.trunk)
-        return disagreement(self._expected, self._answers(trunk))
+    def disagreement(self, trunk: Trunk) -> str | None:
+        """Why a trunk may not replace the float32 trunk of torch; None where their results agree."""
+        self._expected = self._expected or self._explain(self.trunk)
+        return disagreement(self._expected, self._explain(trunk))
 
-    def settle(self, exact: Callable[[], Trunk], fast: Callable[[], Trunk], *, capable: bool) -> Trunk:
-        """One of an engine's two precisions; bfloat16 unasked only where it is as good and better.
+    def choose_precision(
+        self, build_fp32: Callable[[], Trunk], build_bf16: Callable[[], Trunk], *, supports_bf16: bool
+    ) -> Trunk:
+        """The trunk of one of an engine's two precisions; with "auto", bfloat16 only where its results agree and it is faster.
+
+        Args:
+            build_fp32: builds the engine's trunk in float32.
+            build_bf16: builds the engine's trunk in bfloat16.
+            supports_bf16: whether the hardware computes in bfloat16.
 
         Raises:
-            ConfigurationError: bfloat16 was asked for, and the hardware has none.
+            ConfigurationError: bfloat16 is configured, and the hardware does not compute in it.
         """
-        if self.plan.precision == "bf16":
-            if not capable:
+        if self.options.precision == "bf16":
+            if not supports_bf16:
                 raise ConfigurationError(
                     f"card {self.name}: precision bf16: this hardware does not compute in it; use auto or fp32"
                 )
-            return fast()
-        chosen = exact()
-        if self.plan.precision == "fp32" or not capable:
-            return chosen
+            return build_bf16()
+        exact = build_fp32()
+        if self.options.precision == "fp32" or not supports_bf16:
+            return exact
         try:
-            candidate = fast()
-            reason = self.objection(candidate)
-            gain = speedup(chosen, candidate, self.images[:1])
-            if reason is None and gain < FASTER:
+            candidate = build_bf16()
+            reason = self.disagreement(candidate)
+            gain = speedup(exact, candidate, self.images[:1])
+            if reason is None and gain < MIN_SPEEDUP:
                 reason = f"{gain:.2f} times as fast as fp32"
         except Exception as error:
-            reason = _first_line(error)
+            reason = _last_line(error)
         if reason is not None:
-            log.info("precision", model=self.name, engine=chosen.engine, precision="fp32", bf16_refused=reason)
-            return chosen
-        log.info("precision", model=self.name, engine=chosen.engine, precision="bf16", gain=round(gain, 2))
+            log.info("precision", model=self.name, engine=exact.engine, precision="fp32", bf16_refused=reason)
+            return exact
+        log.info("precision", model=self.name, engine=exact.engine, precision="bf16", gain=round(gain, 2))
         return candidate
 
 
-def _first_line(error: Exception) -> str:
-    """Of the message that says something."""
+def _last_line(error: Exception) -> str:
+    """The last line of an error's message that is not empty, or the name of its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]

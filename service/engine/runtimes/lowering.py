@@ -1,12 +1,12 @@
-"""Writes a trunk in the operations that OpenVINO's reader of fx graphs knows.
+"""Lowers a trunk to the operations that OpenVINO's frontend for fx graphs knows.
 
-`torch.export` can do it too, by tracing the trunk anew and decomposing every operation. Our own code is kept, because it
-converts EfficientNet-Lite0 in 0.13 s in place of 2.8 s and ResNet-50 in 0.13 s in place of 2.7 s (see `tests/bench/NOTES.md`).
+`torch.export` can do it too, by tracing the trunk again and decomposing every operation. This module exists because it converts
+EfficientNet-Lite0 in 0.13 s in place of 2.8 s and ResNet-50 in 0.13 s in place of 2.7 s (see `tests/bench/NOTES.md`).
 
-An operation that is missing here is left as it is. If OpenVINO or torch changes under these rules,
-`tests/engine/runtimes/test_lowering.py`, which reads small networks both ways, fails. A service then either exports anew and
-logs `openvino_export`, because the reader refuses the graph, or does not take OpenVINO, because its answers are held against
-torch's at load.
+An operation without a rule is left unchanged. If a new version of OpenVINO or torch breaks these rules,
+`tests/engine/runtimes/test_lowering.py`, which converts small networks both ways, fails. A service then either exports again
+and logs `openvino_export`, because the frontend rejects the graph, or does not use OpenVINO, because the calibration check at
+load finds a disagreement with torch.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch import Tensor, fx
 
 aten = torch.ops.aten
 
-# Gives the target and arguments of an operation that equals the one at hand; None where there is none.
+# Arguments of an operation -> target and arguments of an equal operation that the frontend knows; None where there is none.
 Rule = Callable[..., "tuple[Any, tuple[Any, ...]] | None"]
 
 
 def lowered(trunk: fx.GraphModule) -> fx.GraphModule:
-    """The same trunk, to be read and not to be run; parameters are shared, not copied.
+    """A copy of the trunk for the frontend to convert, which torch cannot run; parameters are shared, not copied.
 
-    What depends on no image is computed now: position embeddings that a transformer fits to its input size, say.
+    Nodes that depend on no image are evaluated now, such as position embeddings that a transformer resizes to its input.
     """
     constants = _constants(trunk)
     graph = fx.Graph()
@@ -52,11 +52,11 @@ def lowered(trunk: fx.GraphModule) -> fx.GraphModule:
             continue
         rule = RULES.get(node.target) if node.op == "call_function" else None
         arguments, options = fx.map_arg((node.args, node.kwargs), operand)
-        found = rule(*arguments, **options) if rule is not None else None
-        if found is None:
+        replacement = rule(*arguments, **options) if rule is not None else None
+        if replacement is None:
             env[node] = graph.node_copy(node, operand)
             continue
-        target, arguments = found
+        target, arguments = replacement
         new = graph.call_function(target, arguments)
         if target in FIRST_OF_SEVERAL:
             new = graph.call_function(operator.getitem, (new, 0))
@@ -68,15 +68,15 @@ def lowered(trunk: fx.GraphModule) -> fx.GraphModule:
 
 def _constants(trunk: fx.GraphModule) -> dict[fx.Node, Any]:
     """The value of every node that is computed from parameters alone."""
-    found: dict[fx.Node, Any] = {}
+    values: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in trunk.graph.nodes:
             if node.op == "get_attr":
-                found[node] = functools.reduce(getattr, node.target.split("."), trunk)
-            elif node.op == "call_function" and all(parent in found for parent in node.all_input_nodes):
-                arguments, options = fx.map_arg((node.args, node.kwargs), found.__getitem__)
-                found[node] = node.target(*arguments, **options)
-    return found
+                values[node] = functools.reduce(getattr, node.target.split("."), trunk)
+            elif node.op == "call_function" and all(parent in values for parent in node.all_input_nodes):
+                arguments, options = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = node.target(*arguments, **options)
+    return values
 
 
 def _convolution(
@@ -123,25 +123,25 @@ def _batch_norm(
 def _flatten(x: fx.Node, start: int = 0, end: int = -1) -> Any:
     sizes = _sizes(x)
     first, last = start % len(sizes), end % len(sizes)
-    merged = sizes[first : last + 1]
-    return _view(x, [*sizes[:first], -1 if -1 in merged else math.prod(merged), *sizes[last + 1 :]])
+    group = sizes[first : last + 1]
+    return _view(x, [*sizes[:first], -1 if -1 in group else math.prod(group), *sizes[last + 1 :]])
 
 
-def _unflatten(x: fx.Node, dim: int, parts: Sequence[Any]) -> Any:
+def _unflatten(x: fx.Node, dim: int, new_sizes: Sequence[Any]) -> Any:
     sizes = _sizes(x)
     dim %= len(sizes)
-    return _view(x, [*sizes[:dim], *parts, *sizes[dim + 1 :]])
+    return _view(x, [*sizes[:dim], *new_sizes, *sizes[dim + 1 :]])
 
 
 def _view(x: fx.Node, sizes: list[Any]) -> Any:
-    """One size may be left open, the batch's; of more the reader could not tell which is which."""
+    """A view with at most one size of -1, that of the batch; None for more, which a view cannot infer."""
     return (aten.view.default, (x, sizes)) if sizes.count(-1) <= 1 else None
 
 
 def _expand_as(x: fx.Node, other: fx.Node) -> Any:
-    sizes, wanted = _sizes(x), _sizes(other)
-    free = [size for size, whole in zip(reversed(sizes), reversed(wanted), strict=False) if whole == -1]
-    return (aten.expand.default, (x, wanted)) if all(size == -1 for size in free) else None
+    sizes, new_sizes = _sizes(x), _sizes(other)
+    batch_sizes = [size for size, new_size in zip(reversed(sizes), reversed(new_sizes), strict=False) if new_size == -1]
+    return (aten.expand.default, (x, new_sizes)) if all(size == -1 for size in batch_sizes) else None
 
 
 def _chunk(x: fx.Node, count: int, dim: int = 0) -> Any:
@@ -149,25 +149,25 @@ def _chunk(x: fx.Node, count: int, dim: int = 0) -> Any:
     return (aten.split.Tensor, (x, -(-size // count), dim)) if size != -1 else None
 
 
-def _same(x: fx.Node, *_: Any, **__: Any) -> tuple[Any, tuple[Any, ...]]:
+def _clone(x: fx.Node, *_: Any, **__: Any) -> tuple[Any, tuple[Any, ...]]:
     return aten.clone.default, (x,)
 
 
 def _sizes(x: fx.Node) -> list[int]:
-    """Of a node's tensor; -1 where it depends on the batch."""
+    """The sizes of a node's tensor; -1 for those that depend on the batch size."""
     return [size if isinstance(size, int) else -1 for size in x.meta["val"].shape]
 
 
-def _item(x: fx.Node, index: int) -> Any:
-    """Of a tensor taken apart; of anything else it stays as it is."""
+def _getitem(x: fx.Node, index: int) -> Any:
+    """An item of an unbound tensor by `select`; None for items of anything else."""
     if not isinstance(x, fx.Node) or x.target is not aten.unbind.int:
         return None
-    whole, dim = (*x.args, 0)[:2]
-    return aten.select.int, (whole, dim, index)
+    tensor, dim = (*x.args, 0)[:2]
+    return aten.select.int, (tensor, dim, index)
 
 
 def _pair(value: Sequence[int]) -> list[int]:
-    """A list of one stands for both sides."""
+    """(height, width) of an argument; a list of one value is for both."""
     return [*value, *value] if len(value) == 1 else list(value)
 
 
@@ -183,14 +183,14 @@ RULES: dict[Any, Rule] = {
     aten.unflatten.int: _unflatten,
     aten.expand_as.default: _expand_as,
     aten.chunk.default: _chunk,
-    aten.contiguous.default: _same,
+    aten.contiguous.default: _clone,
     aten.subtract.Tensor: lambda a, b: (aten.sub.Tensor, (a, b)),
-    # OpenVINO's product takes any rank, as `matmul` does.
+    # OpenVINO's bmm takes any rank, as `matmul` does.
     aten.matmul.default: lambda a, b: (aten.bmm.default, (a, b)),
-    operator.getitem: _item,
+    operator.getitem: _getitem,
     aten.softmax.int: lambda x, dim: (aten._softmax.default, (x, dim, False)),
 }
-# These give several tensors, of which the first is what is meant.
+# These return several tensors, of which the first is the result of the replaced operation.
 FIRST_OF_SEVERAL = {
     aten.max_pool2d_with_indices.default,
     aten.native_layer_norm.default,

@@ -1,4 +1,4 @@
-"""The trunk in OpenVINO, on the CPU. OpenVINO is imported when it is first needed: it is optional."""
+"""The trunk in OpenVINO, on the CPU. OpenVINO is optional, so it is imported on first use."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class OpenVINOTrunk:
     """A trunk that OpenVINO runs.
 
     Args:
-        model: the trunk as `convert` gave it.
-        precision: of its arithmetic; what comes out is float32 in any case.
-        threads: of one call.
-        calls: most that run at once; others wait for one of them.
+        model: the trunk, converted by `convert`.
+        precision: precision of its arithmetic; outputs of floating point are float32 in any case.
+        threads: number of threads of one call.
+        calls: the largest number of concurrent calls; further calls wait.
     """
 
     engine: Engine = "openvino"
@@ -40,7 +40,7 @@ class OpenVINOTrunk:
         }
         with BUILD_LOCK:
             self._compiled = _core().compile_model(model, "CPU", settings)
-        # A request holds the buffers of one call: as many are made as calls were ever under way at once.
+        # An infer request holds the buffers of one call, so there are as many as there were concurrent calls at most.
         self._idle: list[Any] = []
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -50,9 +50,9 @@ class OpenVINOTrunk:
         except IndexError:
             request = self._compiled.create_infer_request()
         try:
-            # The outputs are copies: the request's own buffers are overwritten by the next call.
-            found = request.infer([images.numpy()], share_inputs=True, share_outputs=False)
-            return tuple(torch.from_numpy(found[index]) for index in range(len(found)))
+            # The outputs are copies: the next call overwrites the request's own buffers.
+            outputs = request.infer([images.numpy()], share_inputs=True, share_outputs=False)
+            return tuple(torch.from_numpy(outputs[index]) for index in range(len(outputs)))
         finally:
             self._idle.append(request)
 
@@ -68,43 +68,45 @@ def has_bf16() -> bool:
 
 
 def convert(trunk: fx.GraphModule, example: Tensor) -> Any:
-    """An `openvino.Model` of a trunk, for any number of images of the example's size; its constants are the trunk's memory.
+    """Converts a trunk to an `openvino.Model` for any number of images of the example's size.
+
+    The constants of the model share the memory of the trunk's parameters.
 
     Args:
-        trunk: from images to a tuple of the crossing values.
+        trunk: maps images to a tuple of the crossing values.
         example: float32 ``[2, C, h, w]``.
     """
-    # Neither Core.read_model nor openvino.convert_model: the one reads files, the other adds a second or two of its own.
+    # Core.read_model reads files only, and openvino.convert_model takes one or two seconds longer than the frontend.
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder  # noqa: PLC0415  (optional)
 
     with BUILD_LOCK:
         try:
-            model = _read(TorchFXPythonDecoder(lowered(trunk)))
+            model = _convert_decoder(TorchFXPythonDecoder(lowered(trunk)))
         except Exception as error:
             log.info("openvino_export", reason=str(error).strip().rpartition("\n")[-1])
-            model = _read(TorchFXPythonDecoder(_exported(trunk, example)))
+            model = _convert_decoder(TorchFXPythonDecoder(_export(trunk, example)))
         model.reshape([-1, *example.shape[1:]])
     return model
 
 
-def _exported(trunk: fx.GraphModule, example: Tensor) -> Any:
-    """The trunk traced anew, decomposed into everything that OpenVINO knows; takes seconds."""
+def _export(trunk: fx.GraphModule, example: Tensor) -> Any:
+    """Traces the trunk again and decomposes it into operations that OpenVINO's frontend knows, which takes seconds."""
     from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose  # noqa: PLC0415  (optional)
 
     known = set(ops_to_not_decompose())
     decompositions: Any = torch.export.default_decompositions()  # its methods have no types
-    table = {op: how for op, how in decompositions.items() if op not in known}
+    table = {op: decomposition for op, decomposition in decompositions.items() if op not in known}
     with torch.no_grad():
         program = torch.export.export(trunk, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
         return program.run_decompositions(table).module()
 
 
-def _read(decoder: Any) -> Any:
-    """The caller keeps the decoder: the frontend does not."""
+def _convert_decoder(decoder: Any) -> Any:
+    """Converts a decoder to an `openvino.Model`; the caller holds the reference to the decoder, for the frontend has none."""
     from openvino.frontend import FrontEndManager  # noqa: PLC0415  (optional)
 
-    reader = FrontEndManager().load_by_framework("pytorch")
-    return reader.convert(reader.load(decoder))
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    return frontend.convert(frontend.load(decoder))
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Whether a faster trunk may stand in for the exact one: whether its answers agree on photographs, and whether it is faster.
+"""The two measurements of the calibration check: whether results agree on photographs, and which of two trunks is faster.
 
 The photographs come with the package; see service/engine/runtimes/calibration/README.md.
 """
@@ -20,8 +20,8 @@ from service.engine.runtimes.torch import Trunk
 from service.engine.types import EngineResult
 
 PHOTOGRAPHS: Final = Path(__file__).parent / "calibration"
-CORRELATION: Final = 0.99  # of each map, at least
-TIMED_S: Final = 0.5  # both trunks together, at most one round longer
+MIN_CORRELATION: Final = 0.99  # of each map
+TIMED_S: Final = 0.5  # seconds of both trunks together; the last round may take longer
 ROUNDS: Final = 5
 
 
@@ -35,42 +35,42 @@ def photographs(height: int, width: int) -> list[NDArray[np.uint8]]:
     return images
 
 
-def disagreement(expected: Sequence[EngineResult], found: Sequence[EngineResult]) -> str | None:
-    """Where answers differ too much from those expected, for the log; None where they agree.
+def disagreement(expected: Sequence[EngineResult], actual: Sequence[EngineResult]) -> str | None:
+    """How results differ too much from the expected ones, for the log; None where they agree.
 
-    They agree when for every image the best class is the same, and its maps correlate by at least `CORRELATION`.
+    They agree when for every image the best class is the same, and its maps correlate by at least `MIN_CORRELATION`.
     """
-    for one, other in zip(expected, found, strict=True):
-        if one.logits.argmax() != other.logits.argmax():
-            return "the best class of a photograph is another"
-        for grid, stand_in in zip(one.maps[0], other.maps[0], strict=True):
-            alike = _correlation(grid, stand_in)
-            if alike < CORRELATION:
-                return f"a photograph's map correlates by {alike:.3f} only"
+    for expected_result, result in zip(expected, actual, strict=True):
+        if expected_result.logits.argmax() != result.logits.argmax():
+            return "the best class of a photograph differs"
+        for expected_map, grid in zip(expected_result.maps[0], result.maps[0], strict=True):
+            correlation = _correlation(expected_map, grid)
+            if correlation < MIN_CORRELATION:
+                return f"a photograph's map correlates by {correlation:.3f} only"
     return None
 
 
 def speedup(exact: Trunk, fast: Trunk, images: Tensor) -> float:
-    """How many times as fast the second is; the best of a few rounds in turn, for no longer than `TIMED_S`."""
-    best = [float("inf"), float("inf")]
-    started = time.perf_counter()
+    """How many times as fast the second trunk is, by the shortest of a few alternating runs within `TIMED_S`."""
+    shortest = [float("inf"), float("inf")]
+    start = time.perf_counter()
     for number in range(ROUNDS):
-        if number > 1 and time.perf_counter() - started > TIMED_S:
+        if number > 1 and time.perf_counter() - start > TIMED_S:
             break
-        for which, trunk in enumerate((exact, fast)):
+        for index, trunk in enumerate((exact, fast)):
             before = time.perf_counter()
             with torch.no_grad():
                 trunk(images)
             if images.is_cuda:
                 torch.cuda.synchronize(images.device)
-            best[which] = min(best[which], time.perf_counter() - before)
-    return best[0] / best[1]
+            shortest[index] = min(shortest[index], time.perf_counter() - before)
+    return shortest[0] / shortest[1]
 
 
 def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Pearson's; of maps without contrast, 1 where both have none."""
-    one, other = (grid.astype(np.float64).ravel() - grid.mean(dtype=np.float64) for grid in (a, b))
-    lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
-    if lengths == 0:
-        return float(np.array_equal(one, other))
-    return float(one @ other) / lengths
+    """Pearson's correlation; 1 for two constant maps, 0 where only one of them is constant."""
+    x, y = (grid.astype(np.float64).ravel() - grid.mean(dtype=np.float64) for grid in (a, b))
+    norms = float(np.linalg.norm(x) * np.linalg.norm(y))
+    if norms == 0:
+        return float(np.array_equal(x, y))
+    return float(x @ y) / norms

@@ -1,4 +1,4 @@
-"""The trunk in torch: eager in float32, as it is cut; or a copy of it in bfloat16. Knows nothing of other runtimes."""
+"""The trunk in torch: eager in float32, as `split` builds it, or a copy in bfloat16. This module knows no other runtime."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from service.vocabulary import Engine, Precision
 
 
 class Trunk(Protocol):
-    """A network up to its cut. May be called from several threads at once.
+    """A network up to its split. Several threads may call it at once.
 
     Attributes:
-        engine, precision: what computes it, and in which arithmetic; answers say so.
+        engine, precision: the engine that runs it, and the precision of its arithmetic; every response names both.
     """
 
     engine: Engine
@@ -44,18 +44,18 @@ class TorchTrunk:
         """See `Trunk`."""
         if self.precision == "fp32":
             return tuple(self.module(images))
-        found = self.module(images.to(torch.bfloat16, memory_format=torch.channels_last))
-        return tuple(value.float() if value.is_floating_point() else value for value in found)
+        outputs = self.module(images.to(torch.bfloat16, memory_format=torch.channels_last))
+        return tuple(value.float() if value.is_floating_point() else value for value in outputs)
 
     def halved(self) -> Self:
-        """A copy in bfloat16; where the graph itself names float32, running it fails."""
+        """A copy in bfloat16; calling it raises an error where the graph itself names float32."""
         with BUILD_LOCK:
             module = copy.deepcopy(self.module).to(torch.bfloat16).to(memory_format=torch.channels_last)
         return type(self)(module, "bf16")
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16, and does not only imitate it."""
+    """Whether the device computes in bfloat16 natively rather than by emulation."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities()

@@ -12,7 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from service.engine.evaluation.faithfulness import PASSES_PER_MAP, ROAD_PERCENT, STEPS, blurred, center_map, order, random_map
+from service.engine.evaluation.faithfulness import (
+    PASSES_PER_MAP,
+    ROAD_PERCENT,
+    STEPS,
+    blur,
+    center_map,
+    random_map,
+    rank_pixels,
+)
 from service.engine.evaluation.road import impute
 from service.engine.network import Network
 from service.engine.types import Evaluation, EvaluationRequest
@@ -122,11 +130,11 @@ def test_it_ends_when_its_checkpoint_says_so(toy: Network) -> None:
 
 
 def test_order_is_a_ranking_even_of_a_map_of_zeros() -> None:
-    zeros = order(torch.zeros(16, 16))
+    zeros = rank_pixels(torch.zeros(16, 16))
     assert sorted(zeros.flatten().tolist()) == list(range(256))
     assert zeros.flatten().tolist() != list(range(256))  # not row by row
     heat = torch.rand(16, 16)
-    assert torch.equal(heat.flatten()[order(heat).flatten().argsort()], heat.flatten().sort(descending=True).values)
+    assert torch.equal(heat.flatten()[rank_pixels(heat).flatten().argsort()], heat.flatten().sort(descending=True).values)
 
 
 def test_baselines() -> None:
@@ -139,11 +147,11 @@ def test_baselines() -> None:
 
 def test_the_blur_keeps_a_flat_image_and_the_mass_of_a_point() -> None:
     flat = torch.full((3, 20, 30), 0.7)
-    assert torch.allclose(blurred(flat), flat, atol=1e-6)
+    assert torch.allclose(blur(flat), flat, atol=1e-6)
     point = torch.zeros(1, 31, 31)
     point[0, 15, 15] = 1
-    assert blurred(point).sum() == pytest.approx(1, abs=1e-5)
-    assert blurred(point)[0, 15, 15] == blurred(point).max()
+    assert blur(point).sum() == pytest.approx(1, abs=1e-5)
+    assert blur(point)[0, 15, 15] == blur(point).max()
 
 
 def test_imputation_comes_close_to_the_exact_solution() -> None:

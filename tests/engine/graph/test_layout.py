@@ -66,18 +66,18 @@ def swin() -> nn.Module:
 
 
 DEFAULTS: dict[str, tuple[Callable[[], nn.Module], LayerInfo]] = {
-    "resnet": (made("resnet10t"), LayerInfo(name="layer4", channels=512, grid=(2, 3))),
-    "last activation": (made("resnetv2_18", layers=(1, 1, 1, 1)), LayerInfo(name="norm", channels=512, grid=(2, 3))),
-    "densenet": (made("densenet121", block_config=(1, 1, 1, 1)), LayerInfo(name="features", channels=68, grid=(2, 3))),
+    "resnet": (made("resnet10t"), LayerInfo(name="layer4", channels=512, grid=(2, 3), layout="nchw")),
+    "last activation": (made("resnetv2_18", layers=(1, 1, 1, 1)), LayerInfo(name="norm", channels=512, grid=(2, 3), layout="nchw")),
+    "densenet": (made("densenet121", block_config=(1, 1, 1, 1)), LayerInfo(name="features", channels=68, grid=(2, 3), layout="nchw")),
     "before the pool that keeps a grid": (
-        lambda: torchvision.models.alexnet(num_classes=10), LayerInfo(name="features", channels=256, grid=(1, 2)),
+        lambda: torchvision.models.alexnet(num_classes=10), LayerInfo(name="features", channels=256, grid=(1, 2), layout="nchw"),
     ),
     "permutes within its blocks": (
         lambda: torchvision.models.ConvNeXt(
             [torchvision.models.convnext.CNBlockConfig(16, 32, 1), torchvision.models.convnext.CNBlockConfig(32, None, 1)],
             num_classes=10,
         ),
-        LayerInfo(name="features", channels=32, grid=(8, 12)),
+        LayerInfo(name="features", channels=32, grid=(8, 12), layout="nchw"),
     ),
     "mixer": (made("mixer_s32_224", img_size=SIZE), LayerInfo(name="norm", channels=512, grid=(2, 3), layout="tokens")),
     "channels last": (ChannelsLast, LayerInfo(name="block", channels=8, grid=(8, 12), layout="nhwc")),
@@ -98,7 +98,7 @@ DEFAULTS: dict[str, tuple[Callable[[], nn.Module], LayerInfo]] = {
         made("vit_base_patch16_siglip_224", img_size=SIZE, depth=1),
         LayerInfo(name="norm", channels=768, grid=(4, 6), layout="tokens"),
     ),
-    "convolutions after attention": (made("mobilevitv2_050"), LayerInfo(name="stages", channels=256, grid=(2, 4))),
+    "convolutions after attention": (made("mobilevitv2_050"), LayerInfo(name="stages", channels=256, grid=(2, 4), layout="nchw")),
 }  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def test_a_card_states_a_layout_that_the_graph_does_not_tell() -> None:
             Network("test", loaded, ["pick"], cpu, wrong)
 
 
-def test_a_layout_that_a_card_states_changes_no_graph_that_is_made() -> None:
+def test_a_layout_that_a_card_states_is_of_its_own_graph_alone() -> None:
     module = seeded(Shuffled)
     plain = export("test", module, (3, *SIZE))
     known = dict(plain.dimensions)
@@ -212,6 +212,7 @@ def test_a_layout_that_a_card_states_changes_no_graph_that_is_made() -> None:
     assert "pick" not in plain.layers()
     assert stated.layers() == {**plain.layers(), "pick": LayerInfo(name="pick", channels=8, grid=(4, 6), layout="tokens")}
     assert plain.dimensions == known
+    assert export("test", module, (3, *SIZE)).layers() == plain.layers()  # nothing was left on the module
     picked, in_plain = stated.layer_nodes()["pick"], plain.layer_nodes()["pick"]
     assert stated.dimensions[picked] == ("batch", Tokens(4, 6, 1), "channels")
     assert plain.dimensions.get(in_plain) != stated.dimensions[picked]

@@ -117,5 +117,5 @@ def test_progress_of_a_long_run_is_logged(graph: NetworkGraph) -> None:
     total = 2 * LOG_INTERVAL + 5
     with capture_logs() as logs:
         ChunkedRunner(graph, task="rise").chunked(lambda rows: rows, torch.arange(total), 1)
-    progress = [(log["method"], log["passes"], log["of"]) for log in logs if log["event"] == "progress"]
+    progress = [(log["method"], log["passes"], log["total"]) for log in logs if log["event"] == "progress"]
     assert progress == [("rise", LOG_INTERVAL, total), ("rise", 2 * LOG_INTERVAL, total)]

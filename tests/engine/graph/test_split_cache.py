@@ -27,8 +27,8 @@ PATIENCE_S = 60.0  # of a test for another thread
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch) -> SplitCache:
     """With room for two graphs, beside the card's, and two splits."""
-    monkeypatch.setattr(split_cache, "KEPT_GRAPHS", 2)
-    monkeypatch.setattr(split_cache, "KEPT_SPLITS", 2)
+    monkeypatch.setattr(split_cache, "MAX_GRAPHS", 2)
+    monkeypatch.setattr(split_cache, "MAX_SPLITS", 2)
     return SplitCache("pooled", seeded(Pooled), 3, SIZE)
 
 
