@@ -246,6 +246,8 @@ class Explainer:
                 return await scheduler.run_jobs([_slow_job(network, one) for one in asked], deadline, reservation, needed)
             return await scheduler.run(asked, deadline, reservation, needed)
 
+        # A result that is cached, or computed for another request, takes no place in the queue.
+        reservation.release(plan.lane, len(images))
         cache = plan.model.cache
         found = await cache.find(plan.keys(images, requests), compute, plan.policy)
         if cache.enabled:

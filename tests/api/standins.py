@@ -197,7 +197,7 @@ def _explain_result(image: ImageInput, options: ExplainOptions) -> ExplainResult
         Explanation(
             **prediction, versus=None, method=options.method, layer=options.layer or ("bn2",), polarity=options.polarity,
             scale=options.scale, raw_min=0.0, raw_max=3.1, blank=False, grid=(7, 7), region=(75, 0, 375, 300),
-            heatmap=png if options.heatmap == "png" else None, overlay=png if options.overlay else None,
+            heatmap=png if options.heatmap == "png" else None, overlay=png if options.overlay else None, evaluation=None,
         )
         for prediction in named or [TIGER_CAT]
     )  # fmt: skip

@@ -162,8 +162,8 @@ async def test_keys_guard_everything_but_the_probes(explainer: StandInExplainer,
 
 
 @pytest.mark.parametrize(("settings", "guarded"), [({}, False), ({"admin_keys": GOOD}, False), ({"api_keys": GOOD}, True)])
-def test_without_keys_nothing_looks_for_them(explainer: StandInExplainer, settings: dict[str, str], guarded: bool) -> None:
-    classes = [middleware.cls for middleware in make_app(explainer, **settings).user_middleware]
+def test_without_keys_nothing_looks_for_them(explainer: StandInExplainer, settings: dict[str, Any], guarded: bool) -> None:
+    classes: list[Any] = [middleware.cls for middleware in make_app(explainer, **settings).user_middleware]
     assert (ApiKeyMiddleware in classes) == guarded
 
 

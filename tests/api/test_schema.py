@@ -59,7 +59,7 @@ def components_of(value: Any, schema: dict[str, Any], components: dict[str, Any]
         case {"$ref": reference}:
             name = reference.rpartition("/")[2]
             fields = components[name]["properties"]
-            assert value.keys() == fields.keys(), name
+            assert value.keys() == fields.keys() == set(components[name]["required"]), name
             yield name
             for field, kind in fields.items():
                 yield from components_of(value[field], kind, components)

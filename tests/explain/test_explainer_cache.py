@@ -280,3 +280,18 @@ async def test_a_long_method_is_shared_too(small: World, runs: Runs) -> None:
     assert {one.cache, two.cache} == {"miss", "coalesced"}
     assert runs.images == 1
     assert (await ask(small, IMAGE, **asked)).cache == "hit"
+
+
+async def test_who_waits_for_anothers_result_holds_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
+) -> None:
+    async with world(tmp_path, monkeypatch, cache_entries=64, max_queue_size=1, max_images_per_request=1) as small:
+        runs.gate.clear()
+        runs.begun.clear()
+        waiting = [asyncio.create_task(ask(small, IMAGE))]
+        await asyncio.to_thread(runs.begun.wait, 10)
+        for number in range(5):  # one after the other: while one is decoded it holds the only place
+            waiting.append(asyncio.create_task(ask(small, IMAGE, size=64 + number)))
+            await asyncio.sleep(0.1)
+        runs.gate.set()
+        assert sorted([str((await one).cache) for one in waiting]) == ["coalesced"] * 5 + ["miss"]

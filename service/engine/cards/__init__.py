@@ -1,1 +1,1 @@
-"""Model cards and class labels: what an operator writes down about a model. Knows no torch."""
+"""Model cards and class labels: the files in which an operator describes a model. Nothing here imports torch."""

@@ -1,7 +1,7 @@
-"""A model card: one TOML file that says which network, with which weights, labels and target layer. Knows no torch.
+"""A model card: one TOML file that describes a model: its network, weights, labels and layers. This module imports no torch.
 
-A card's name is its file's name. Whatever the source's own metadata already says may be left out. A card that is wrong stops
-the start with its file and field.
+A card's name is its file's name. A card may leave out what the source's metadata states. An invalid card stops the start with a
+message that names its file and field.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class _Table(BaseModel):
 
 
 class Architecture(_Table):
-    """`source` is the library that builds the network, `name` the network's name there, `args` what else its builder takes.
+    """`source` is the library that builds the network, `name` the network's name there, `args` more arguments of its builder.
 
-    Source `local` is a saved program, which needs no name.
+    Source `local` is a saved program, which has no name.
     """
 
     source: Literal["torchvision", "timm", "transformers", "keras", "local"]
@@ -38,14 +38,14 @@ class Architecture(_Table):
     args: dict[str, bool | int | float | str] = {}
 
     @model_validator(mode="after")
-    def _named(self) -> Self:
+    def _check_name(self) -> Self:
         if (self.source == "local") == bool(self.name):
             raise ValueError("name: give the network's name in its source; source local is a file and has none")
         return self
 
 
 class Weights(_Table):
-    """Where the weights live; exactly one way.
+    """The origin of the weights; exactly one of `name`, `hub`, `file` and `random`.
 
     `name`: the source's own name of hub weights (torchvision: an enum such as IMAGENET1K_V2; timm: a tag such as a1_in1k;
     keras: imagenet). `hub` with `revision`: a repository of the Hugging Face hub (transformers, timm) at a commit.
@@ -71,14 +71,16 @@ class Weights(_Table):
 
     @property
     def from_hub(self) -> bool:
-        """Whether the weights are the library's to fetch."""
+        """Whether the source's library fetches the weights."""
         return self.name is not None or self.hub is not None
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        ways = [way for way in ("name", "hub", "file", "random") if getattr(self, way) is not None]
-        if len(ways) != 1:
-            raise ValueError(f"give exactly one of name, hub, file (with or without package) or random; got {ways or 'none'}")
+    def _check_origin(self) -> Self:
+        origins = [name for name in ("name", "hub", "file", "random") if getattr(self, name) is not None]
+        if len(origins) != 1:
+            raise ValueError(
+                f"give exactly one of name, hub, file (with or without package) or random; got {origins or 'none'}"
+            )
         if (self.hub is None) != (self.revision is None):
             raise ValueError("hub needs revision, and only hub: the commit, 40 hexadecimal digits; a branch or tag may move")
         if self.package is not None and self.file is None:
@@ -91,9 +93,9 @@ class Weights(_Table):
 class Labels(_Table):
     """`dataset`: names and WordNet ids that come with timm. `file`: one line a class: `label` or `wnid<TAB>label`.
 
-    `activation`: how logits become probabilities. `softmax`: one class is true. `sigmoid`: each class is true or not for
-    itself (multi-label). A binary network with one logit is a sigmoid with two labels: class 1 has the logit, class 0 its
-    negative, so each can be explained and the two probabilities add up to one.
+    `activation`: the function from logits to probabilities. `softmax`: exactly one class is true. `sigmoid`: each class is true
+    or false independently of the others (multi-label). A binary network with one logit is a sigmoid with two labels: class 1
+    has the logit, class 0 its negative, so each can be explained and the two probabilities add up to one.
     """
 
     dataset: Literal["imagenet-1k"] | None = None
@@ -101,14 +103,14 @@ class Labels(_Table):
     activation: Activation = "softmax"
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
+    def _check_origin(self) -> Self:
         if (self.dataset is None) == (self.file is None):
             raise ValueError("give exactly one of dataset or file")
         return self
 
 
 class PreprocessingOverrides(_Table):
-    """How an image becomes the network's input; what is left out comes from the source's own metadata.
+    """The preprocessing of images for the network; fields that are left out come from the source's metadata.
 
     `resize`: short side in pixels before the centre crop. `crop`: side of the network's square input, or [height, width].
     `mean`, `std`: per channel, for values 0..1; of one value each for a network that takes grey images, [N, 1, h, w].
@@ -122,7 +124,7 @@ class PreprocessingOverrides(_Table):
     fit: Fit | None = None
 
     @model_validator(mode="after")
-    def _same_channels(self) -> Self:
+    def _check_channels(self) -> Self:
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise ValueError("mean and std need one value a channel: three each, or one each")
         if self.std is not None and min(self.std) <= 0:
@@ -131,10 +133,10 @@ class PreprocessingOverrides(_Table):
 
 
 class Explain(_Table):
-    """`layer`: module path, or several to be fused, at which the network is cut and explained.
+    """`layer`: path of the module at which the network is split and explained, or several paths, whose maps are fused.
 
-    What is left out is chosen by the network's kind: the last grid before pooling, or what the last attention reads. `layout`
-    and `prefix_tokens` (class token, registers) are read off the network too; a card states them where that fails.
+    The default layer depends on the network: the last grid before pooling, or the input of the last attention. `layout` and
+    `prefix_tokens` (class token, registers) are inferred from the graph; a card states them where that fails.
     """
 
     layer: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field((), min_length=1)
@@ -142,7 +144,7 @@ class Explain(_Table):
     prefix_tokens: int | None = Field(None, ge=0, le=64)
 
     @model_validator(mode="after")
-    def _of_a_layer(self) -> Self:
+    def _check_layout(self) -> Self:
         if self.layout is not None and not self.layer:
             raise ValueError("layout needs layer: the path of the module that it belongs to")
         if self.prefix_tokens is not None and self.layout != "tokens":
@@ -151,7 +153,7 @@ class Explain(_Table):
 
 
 class Runtime(_Table):
-    """What overrides the service's settings for this model."""
+    """Overrides of the service's settings for this model."""
 
     max_batch_size: int | None = Field(None, ge=1, le=256)
     engine: EngineOption | None = None
@@ -191,15 +193,15 @@ class Card(_Table):
         try:
             return cls.model_validate({**table, "name": path.stem, "folder": path.parent})
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'card'}: {fault['msg']}" for fault in error.errors())
-            raise ConfigurationError(f"{path}: {faults}") from error
+            details = "; ".join(f"{'.'.join(map(str, detail['loc'])) or 'card'}: {detail['msg']}" for detail in error.errors())
+            raise ConfigurationError(f"{path}: {details}") from error
 
 
 def read_cards(folder: Path) -> dict[str, Card]:
     """Every card of a folder, by name.
 
     Raises:
-        ConfigurationError: the folder holds no card, or one of them is bad.
+        ConfigurationError: the folder holds no card, or one of its cards is invalid.
     """
     cards = {path.stem: Card.read(path) for path in sorted(folder.glob("*.toml"))}
     if not cards:

@@ -1,4 +1,4 @@
-"""Class names: from id to label and back. Knows no network."""
+"""Class labels: the conversion from class id to label and back. This module knows no network."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LabelSet:
         return ids
 
     def find(self, name: str) -> int:
-        """Class id of a label (case-insensitive; first lemma or whole description) or WordNet id.
+        """The class id of a label (case-insensitive; first lemma or whole description) or of a WordNet id.
 
         Raises:
             ClassNotFound: no class has that name, or several do; the message lists their ids.
@@ -57,7 +57,7 @@ class LabelSet:
         )
 
     def check(self, class_id: int) -> int:
-        """The class id itself, when there is such a class.
+        """Returns the class id if there is such a class.
 
         Raises:
             ClassNotFound: the id is out of range.
@@ -98,7 +98,7 @@ def _read_file(path: Path) -> LabelSet:
     for number, pair in enumerate(pairs, 1):
         if not pair[-1].strip():
             raise ConfigurationError(
-                f"{path}: line {number}: a label is missing; labels stand one a line in order of class ids"
+                f"{path}: line {number}: a label is missing; the file needs one label a line, in order of class ids"
             )
     if all(len(pair) == 2 for pair in pairs) and pairs:
         return LabelSet(tuple(pair[1].strip() for pair in pairs), tuple(pair[0] for pair in pairs))

@@ -1,6 +1,7 @@
-"""Class activation maps from activations alone: no gradient, and but for the baseline nothing random. They know no class.
+"""Class activation maps from activations alone, without gradients, so that they are the same for every class.
 
-Activations A are float ``[N, K, h, w]``, maps signed float ``[N, h, w]``, in units of the activations.
+Activations A are float ``[N, K, h, w]``, maps signed float ``[N, h, w]``, in units of the activations. All methods but the
+random baseline are deterministic.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from service.engine.methods.method import BatchedMethod, Query, QueryMethod
 from service.engine.types import MethodParameters
 from service.errors import MethodNotApplicable
 
-SIGMAS = 2  # above a channel's mean: where FEM counts a cell as active
-MOST_CELLS = 1600  # that kernel PCA compares with one another: about a second
+SIGMAS = 2  # FEM counts a cell as active from so many deviations above its channel's mean
+MAX_CELLS = 1600  # of a layer for kernel PCA, which takes about a second then
 
 
 def eigencam(activations: Tensor, _: Tensor, __: MethodParameters) -> Tensor:
@@ -23,8 +24,9 @@ def eigencam(activations: Tensor, _: Tensor, __: MethodParameters) -> Tensor:
 
     .. math:: L = (X - \bar X) v_1, \qquad X_{ij,k} = A_{kij}
 
-    Muhammad and Yeasin 2020, https://arxiv.org/abs/2008.00299. Centred like pytorch-grad-cam 1.5's `EigenCAM` (the paper does
-    not centre); the sign, arbitrary there, is that of the sum over channels (see `first_component`).
+    Muhammad and Yeasin 2020, https://arxiv.org/abs/2008.00299. The activations are centred as in pytorch-grad-cam 1.5's
+    `EigenCAM` (the paper does not centre them); the sign, arbitrary there, is that of the sum over channels (see
+    `first_component`).
     """
     return first_component(activations)
 
@@ -37,14 +39,14 @@ def kpca_cam(query: Query) -> tuple[Tensor, ...]:
     Karmani et al. 2024, https://arxiv.org/abs/2410.00267. Convention of pytorch-grad-cam 1.5's `KPCA_CAM`, sign included.
 
     Raises:
-        MethodNotApplicable: the layer has too many cells to compare each with each.
+        MethodNotApplicable: the layer has more than `MAX_CELLS` cells.
     """
     maps = []
     for layer in query.layers:
         activations = layer.activations
-        if activations.shape[2] * activations.shape[3] > MOST_CELLS:
+        if activations.shape[2] * activations.shape[3] > MAX_CELLS:
             raise MethodNotApplicable(
-                f"method: kpca_cam compares every cell of a layer with every other, and takes layers of at most {MOST_CELLS} "
+                f"method: kpca_cam compares every cell of a layer with every other, and takes layers of at most {MAX_CELLS} "
                 "cells. Name a deeper layer, or use eigencam."
             )
         maps.append(first_kernel_component(activations)[0])
@@ -52,7 +54,7 @@ def kpca_cam(query: Query) -> tuple[Tensor, ...]:
 
 
 def fem(activations: Tensor, _: Tensor, __: MethodParameters) -> Tensor:
-    r"""FEM, the feature explanation method: channels weighted by the share of cells in which they stand out.
+    r"""FEM, the feature explanation method: channels weighted by the fraction of cells with a high activation.
 
     .. math:: L = \sum_k w_k A_k, \qquad w_k = \frac{1}{hw} \sum_{ij} [A_{kij} > \mu_k + 2 \sigma_k]
 
@@ -65,11 +67,11 @@ def fem(activations: Tensor, _: Tensor, __: MethodParameters) -> Tensor:
 
 
 def random_cam(activations: Tensor, _: Tensor, parameters: MethodParameters) -> Tensor:
-    r"""Channels weighted at random: the baseline that a method must beat.
+    r"""Random-CAM: channels weighted at random, a baseline for other methods.
 
     .. math:: L = \sum_k w_k A_k, \qquad w_k \sim U(-1, 1)
 
-    pytorch-grad-cam 1.5's `RandomCAM`. The weights depend on `seed` and K alone.
+    This is pytorch-grad-cam 1.5's `RandomCAM`. The weights depend on `seed` and K alone.
     """
     generator = torch.Generator().manual_seed(parameters.seed or 0)
     weights = torch.rand(1, activations.shape[1], generator=generator).mul_(2).sub_(1)

@@ -1,8 +1,8 @@
-"""What a vision transformer looks at: from the attention matrices of its blocks, with or without the gradient of a class.
+"""Attention of a vision transformer: maps from the attention matrices of its blocks, with or without the gradient of a class.
 
-In all of them A is the attention ``[heads, T, T]`` of one block, row i that of token i over all T tokens. Maps are on the grid
-of patches, ``[rows, columns]``, never negative. Where the classifier reads a class token (and a distillation token), theirs is
-the row that counts (their mean); where it reads the mean of the tokens, the mean of all rows.
+A is the attention ``[heads, T, T]`` of one block; row i is the attention of token i to all T tokens. Maps are on the grid of
+patches, ``[rows, columns]``, never negative. If the classifier reads a class token (and a distillation token), the map is that
+token's row (the mean of both rows); if it reads the mean of the tokens, the map is the mean of all rows.
 """
 
 from __future__ import annotations
@@ -23,35 +23,40 @@ FAMILY = "attention"
 def attention(query: Query) -> tuple[Tensor, ...]:
     """Attention of one block, heads fused by mean, maximum or minimum.
 
-    `toward=from_class` is the class token's row: where it looks. `to_class` is its column: how much each patch looks at it.
-    Tells nothing about a class: the map is the same for all.
+    `toward=from_class` is the class token's row: its attention to each patch. `to_class` is its column: the attention of each
+    patch to it. The map is the same for all classes.
+
+    Raises:
+        MethodNotApplicable: `toward` is `to_class`, and the classifier reads no class token.
+        ParameterInvalid: the network has no such block.
     """
     graph = query.network.attention
-    seen = graph.look(query.image)
-    fused = fuse(seen.matrices[_block(graph, query.parameters)][0], query.parameters.head_fusion)
+    attention_pass = graph.look(query.image)
+    fused = fuse(attention_pass.matrices[_block(graph, query.parameters)][0], query.parameters.head_fusion)
     if query.parameters.toward == "to_class":
         if not graph.read:
             raise MethodNotApplicable(
-                "toward: this model has no class token that patches could look at; use toward=from_class, the mean of all rows."
+                "toward: this model has no class token that patches attend to; use toward=from_class, the mean of all rows."
             )
         fused = fused.T
     return (graph.grid(graph.of_class(fused)),)
 
 
 def attention_rollout(query: Query) -> tuple[Tensor, ...]:
-    r"""Attention rollout: attention followed through all blocks, half of each block being its residual connection.
+    r"""Attention rollout: the product of the attention of all blocks, each averaged with its residual connection.
 
     .. math:: R = \tilde A_L \cdots \tilde A_1, \qquad \tilde A = \tfrac12 (\bar A + I), \text{ rows normalised}
 
-    with :math:`\bar A` ``[T, T]`` the heads fused. Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928. `discard_ratio` sets
-    that part of each fused matrix, its lowest entries, to zero first, but never column 0, as the common implementation does
-    (jacobgil/vit-explain; there each column is divided by the sums of the rows, here each row is). Tells nothing about a class.
+    with :math:`\bar A` ``[T, T]`` the heads fused. Abnar & Zuidema 2020, https://arxiv.org/abs/2005.00928. `discard_ratio` is
+    the fraction of each fused matrix, its lowest entries, that is set to zero first; the class token's attention to itself is
+    never discarded, as in the common implementation (jacobgil/vit-explain; there each column is divided by the sums of the
+    rows, here each row is). The map is the same for all classes.
     """
     graph = query.network.attention
-    seen = graph.look(query.image)
-    fused = [fuse(matrix[0], query.parameters.head_fusion) for matrix in seen.matrices]
-    rolled = rollout([discard(one, query.parameters.discard_ratio or 0.0, keep_first=bool(graph.read)) for one in fused])
-    return (graph.grid(graph.of_class(rolled)),)
+    attention_pass = graph.look(query.image)
+    fused = [fuse(matrix[0], query.parameters.head_fusion) for matrix in attention_pass.matrices]
+    result = rollout([discard(matrix, query.parameters.discard_ratio or 0.0, keep_first=bool(graph.read)) for matrix in fused])
+    return (graph.grid(graph.of_class(result)),)
 
 
 def chefer(query: Query) -> tuple[Tensor, ...]:
@@ -64,67 +69,75 @@ def chefer(query: Query) -> tuple[Tensor, ...]:
     """
     graph = query.network.attention
     with torch.enable_grad():
-        seen = graph.look(query.image)
-        score = query.target.score(seen.logits).sum()
-    gradients = torch.autograd.grad(score, seen.matrices)
-    weighted = [(g[0] * a[0].detach()).clamp(min=0).mean(0) for a, g in zip(seen.matrices, gradients, strict=True)]
-    relevance = torch.eye(weighted[0].shape[-1], device=weighted[0].device)
-    for one in weighted:
-        relevance = relevance + one @ relevance
+        attention_pass = graph.look(query.image)
+        score = query.target.score(attention_pass.logits).sum()
+    gradients = torch.autograd.grad(score, attention_pass.matrices)
+    products = [(g[0] * a[0].detach()).clamp(min=0).mean(0) for a, g in zip(attention_pass.matrices, gradients, strict=True)]
+    relevance = torch.eye(products[0].shape[-1], device=products[0].device)
+    for product in products:
+        relevance = relevance + product @ relevance
     return (graph.grid(graph.of_class(relevance - torch.eye(len(relevance), device=relevance.device))),)
 
 
 def legrad(query: Query) -> tuple[Tensor, ...]:
-    r"""LeGrad: how the attention of each block would raise the class's score, were the network to end with that block.
+    r"""LeGrad: the gradient of the class's score by the attention of each block, with the head applied behind that block.
 
     .. math:: E = \frac{1}{L} \sum_l \frac{1}{h T} \sum_{h, i} \left(\frac{\partial s^l}{\partial A^l_{h i \cdot}}\right)^+,
         \qquad s^l = f(\bar Z^l)_c
 
-    :math:`\bar Z^l` is the mean of the tokens that block l hands on, f what comes behind the last block. Bousselham et al.
-    2024,
-    https://arxiv.org/abs/2404.03214. `block` is the first block of the sum: 0 for all, as in the paper; the authors' code
-    takes the last two, -2.
+    :math:`\bar Z^l` is the mean of the tokens in the output of block l, f the network behind the last block. Bousselham et al.
+    2024, https://arxiv.org/abs/2404.03214. `block` is the first block of the sum: 0 for all, as in the paper; the authors' code
+    uses the last two, -2.
+
+    Raises:
+        ParameterInvalid: the network has no such block.
     """
     graph, head = block_by_block(query.network)
     first = _block(graph, query.parameters)
-    felt = []
+    gradients = []
     with torch.enable_grad():
-        seen = graph.look(query.image)
-        for matrix, stream in list(zip(seen.matrices, seen.streams, strict=True))[first:]:
+        attention_pass = graph.look(query.image)
+        for matrix, stream in list(zip(attention_pass.matrices, attention_pass.streams, strict=True))[first:]:
             logits = head.head(stream.mean(dim=1, keepdim=True).expand_as(stream))[0]
             (gradient,) = torch.autograd.grad(query.target.score(logits).sum(), matrix, retain_graph=True)
-            felt.append(gradient[0].clamp(min=0).mean(dim=(0, 1)))
-    return (graph.grid(torch.stack(felt).mean(0)),)
+            gradients.append(gradient[0].clamp(min=0).mean(dim=(0, 1)))
+    return (graph.grid(torch.stack(gradients).mean(0)),)
 
 
 def attention_of(network: SizedNetwork) -> AttentionGraph:
     """The network with its attention matrices.
 
     Raises:
-        MethodNotApplicable: it has none that can be read.
+        MethodNotApplicable: the network has no attention matrices.
     """
     return network.attention
 
 
 def block_by_block(network: SizedNetwork) -> tuple[AttentionGraph, Split]:
-    """The network's attention, and what comes behind its last block.
+    """The network's attention matrices, and its split behind its last block.
 
     Raises:
-        MethodNotApplicable: there is none, or what the blocks hand on is not all that the classifier reads.
+        MethodNotApplicable: the network has no attention matrices, or its classifier depends on more than the blocks' outputs.
     """
     graph = network.attention
     if graph.head is None:
-        raise MethodNotApplicable("method: what this model's blocks hand on cannot be scored block by block; use chefer.")
+        raise MethodNotApplicable("method: the outputs of this model's blocks cannot be scored block by block; use chefer.")
     return graph, graph.head
 
 
-def fuse(heads: Tensor, how: str | None) -> Tensor:
+def fuse(heads: Tensor, fusion: str | None) -> Tensor:
     """Heads ``[heads, T, T]`` -> ``[T, T]``: their mean, maximum or minimum."""
-    return heads.amax(0) if how == "max" else heads.amin(0) if how == "min" else heads.mean(0)
+    return heads.amax(0) if fusion == "max" else heads.amin(0) if fusion == "min" else heads.mean(0)
 
 
 def discard(fused: Tensor, ratio: float, *, keep_first: bool) -> Tensor:
-    """``[T, T]`` without its lowest entries, so many of them; those in the row of the first token toward itself stay."""
+    """Sets the lowest entries of a matrix ``[T, T]`` to zero.
+
+    Args:
+        fused: the attention of a block, its heads fused.
+        ratio: the fraction of the entries to discard.
+        keep_first: whether to keep the entry [0, 0], the attention of the first token to itself.
+    """
     flat = fused.flatten().clone()
     lowest = flat.topk(int(len(flat) * ratio), largest=False).indices
     flat[lowest[lowest != 0] if keep_first else lowest] = 0
@@ -132,16 +145,21 @@ def discard(fused: Tensor, ratio: float, *, keep_first: bool) -> Tensor:
 
 
 def rollout(fused: list[Tensor]) -> Tensor:
-    """Fused attention ``[T, T]`` of each block, in order -> ``[T, T]``, rows summing to 1."""
+    """Fused attention ``[T, T]`` of each block, in order -> their rollout ``[T, T]``, whose rows sum to 1."""
     identity = torch.eye(fused[0].shape[-1], device=fused[0].device)
-    rolled = identity
-    for one in fused:
-        mixed = (one + identity) / 2
-        rolled = (mixed / mixed.sum(dim=-1, keepdim=True)) @ rolled
-    return rolled
+    result = identity
+    for matrix in fused:
+        mean = (matrix + identity) / 2
+        result = (mean / mean.sum(dim=-1, keepdim=True)) @ result
+    return result
 
 
 def _block(graph: AttentionGraph, parameters: MethodParameters) -> int:
+    """The index of the block of the request, from 0.
+
+    Raises:
+        ParameterInvalid: the network has no such block.
+    """
     block = parameters.block or 0
     if not -graph.blocks <= block < graph.blocks:
         raise ParameterInvalid(

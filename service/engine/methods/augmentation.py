@@ -17,22 +17,22 @@ VIEWS: Final = 2 * len(FACTORS)
 
 @functools.cache
 def augmented(method: BatchedMethod) -> QueryMethod:
-    """The method averaged over augmented views, which it must be asked about by itself."""
+    """The method averaged over augmented views; a `QueryMethod`, for the views need passes of their own."""
     shared = {field.name: getattr(method, field.name) for field in fields(Method)}
     return QueryMethod(**shared, explain=functools.partial(average_over_views, method.cam))
 
 
 def average_over_views(cam: Cam, query: Query) -> tuple[Tensor, ...]:
-    r"""Mean of a method's signed maps over the image and its mirror image, each times 0.9, 1 and 1.1.
+    r"""The mean of a method's signed maps over the image and its mirror image, each multiplied by 0.9, 1 and 1.1.
 
     .. math:: L = \frac{1}{6} \sum_v T_v^{-1} L(T_v x), \qquad L(x) \text{ with } A, G \text{ of } x
 
-    The views of pytorch-grad-cam 1.5's `aug_smooth`; as there, the factors multiply the normalised image. It averages maps
-    after ReLU, scaling and resizing. Here the raw signed maps are averaged, so that polarity and a scale shared by several
-    classes keep their meaning, and a view in which little speaks for the class counts for little.
+    The views are those of pytorch-grad-cam 1.5's `aug_smooth`; as there, the factors multiply the normalised image. That
+    averages maps after ReLU, scaling and resizing. Here the raw signed maps are averaged, so that polarity and a scale shared
+    by several classes keep their meaning, and a view with little evidence for the class has little weight.
 
     Args:
-        cam: activations and gradients ``[6, K, h, w]`` to maps ``[6, h, w]``.
+        cam: activations and gradients ``[6, K, h, w]`` -> maps ``[6, h, w]``.
         query: the image, the target, and the network split at each layer.
 
     Returns:
@@ -42,13 +42,13 @@ def average_over_views(cam: Cam, query: Query) -> tuple[Tensor, ...]:
     maps = []
     for number, layer in enumerate(query.layers):
         query.runner.checkpoint(number, len(query.layers))
-        plain, mirrored = cam(*_activations_and_gradients(layer, views, query.target), query.parameters).chunk(2)
-        maps.append(torch.cat([plain, mirrored.flip(-1)]).mean(0))
+        originals, mirror_images = cam(*_activations_and_gradients(layer, views, query.target), query.parameters).chunk(2)
+        maps.append(torch.cat([originals, mirror_images.flip(-1)]).mean(0))
     return tuple(maps)
 
 
 def _activations_and_gradients(layer: LayerSplit, views: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """Both ``[n, K, h, w]``."""
+    """Activations and gradients of the views at a layer, both ``[n, K, h, w]``."""
     with torch.no_grad():
         crossing = layer.split.trunk(views)
     with torch.enable_grad():

@@ -1,8 +1,8 @@
-"""Class activation maps from one gradient at the cut: pure functions of activations and gradients.
+"""Class activation maps from one gradient at a layer: pure functions of activations and gradients.
 
-All take activations A and gradients G = d score / d A, float ``[N, K, h, w]``, and give signed maps, float ``[N, h, w]``, in
-units of the score (a logit, or a difference of two). Polarity and scaling come after. With `eigen_smooth` the sum over channels
-becomes their first principal component, as in pytorch-grad-cam.
+All map activations A and gradients G = d score / d A, float ``[N, K, h, w]``, to signed maps, float ``[N, h, w]``, in units of
+the score (a logit, or a difference of two). Polarity and scale are applied later. With `eigen_smooth` the first principal
+component of the channels replaces their sum, as in pytorch-grad-cam.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def hirescam(activations: Tensor, gradients: Tensor, parameters: MethodParameter
 
 
 def gradcam_elementwise(activations: Tensor, gradients: Tensor, parameters: MethodParameters) -> Tensor:
-    r"""HiResCAM with what speaks against the class left out, channel by channel.
+    r"""HiResCAM without negative products: in each channel, evidence against the class is left out.
 
     .. math:: L_{ij} = \sum_k \max(G_{kij} A_{kij}, 0)
 
@@ -57,7 +57,8 @@ def gradcam_plusplus(activations: Tensor, gradients: Tensor, parameters: MethodP
     G²; 0 where the gradient is 0 (and where the denominator is). The paper's score is exp(logit), which scales the whole map.
 
     pytorch-grad-cam 1.5 adds 1e-6 to the unreduced denominator. Gradients behind global average pooling are so small (1e-4)
-    that their squares vanish beside it, and its map is another: that of max(G, 0)³. Set to 0 there, the maps are equal.
+    that their squares are negligible beside it, and its map is a different one: that of max(G, 0)³. With that constant set to
+    0, both maps are equal.
     """
     denominators = 2 + gradients * activations.sum(dim=(2, 3), keepdim=True)
     shares = torch.where(denominators == 0, 0, gradients.relu() / denominators)
@@ -70,8 +71,9 @@ def xgradcam(activations: Tensor, gradients: Tensor, parameters: MethodParameter
     .. math:: L = \sum_k w_k A_k, \qquad w_k = \frac{\sum_{ij} G_{kij} A_{kij}}{\sum_{ij} A_{kij}}
 
     Fu et al. 2020, https://arxiv.org/abs/2008.02312, equation 8. Convention of pytorch-grad-cam 1.5's `XGradCAM`, which adds
-    1e-7 to the denominator; here a channel whose sum is 0 weighs nothing. Where sums almost cancel, as behind the layer norms
-    of transformers, rounding is divided by little: in float32 the map is good to three or four digits.
+    1e-7 to the denominator; here the weight of a channel whose sum is 0 is 0. Where the terms of a sum almost cancel, as behind
+    the layer norms of transformers, rounding errors are divided by a small number: in float32 the map has three or four correct
+    digits.
     """
     sums = activations.sum(dim=(2, 3))
     weights = (gradients * activations).sum(dim=(2, 3)) / sums
@@ -79,7 +81,7 @@ def xgradcam(activations: Tensor, gradients: Tensor, parameters: MethodParameter
 
 
 def layercam(activations: Tensor, gradients: Tensor, parameters: MethodParameters) -> Tensor:
-    r"""LayerCAM: every cell weighted by its own gradient where that is positive; fit for early layers too.
+    r"""LayerCAM: every cell weighted by its own gradient where that is positive; suitable for early layers too.
 
     .. math:: L_{ij} = \sum_k \max(G_{kij}, 0) A_{kij}
 
@@ -108,7 +110,7 @@ def weigh(weights: Tensor, activations: Tensor, parameters: MethodParameters) ->
 
 
 def passes(parameters: MethodParameters) -> int:
-    """Forward passes of an image: one, or one for each of its views."""
+    """Number of forward passes of one image: one, or one for each of its views."""
     return VIEWS if parameters.aug_smooth else 1
 
 

@@ -1,6 +1,6 @@
-"""Guided backpropagation: gradients that only what speaks for the class may pass, on a rewritten copy of the graph.
+"""Guided backpropagation: at every rectifier only positive gradients pass, on a modified copy of the graph.
 
-No hooks: the copy has a gate before every rectifier, and shares the network's parameters.
+The copy needs no hooks: it has a gate before every rectifier, and shares the network's parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _aten = torch.ops.aten
 RECTIFIERS = {
     _aten.relu.default,
     _aten.relu6.default,
-    _aten.hardtanh.default,  # ReLU6, once exported
+    _aten.hardtanh.default,  # ReLU6 after the export
     _aten.leaky_relu.default,
     _aten.elu.default,
     _aten.gelu.default,
@@ -32,21 +32,21 @@ RECTIFIERS = {
 
 
 def guided_backprop(query: Query) -> tuple[Tensor]:
-    r"""Guided backpropagation: the gradient, stripped of what is negative behind every rectifier, added over the channels.
+    r"""Guided backpropagation: the gradient, clamped at 0 from below at every rectifier, summed over the channels.
 
     .. math:: L_{ij} = \sum_c R_{cij}, \qquad R^l = \max(0, f'(a^l) R^{l+1}) \text{ at every rectifier } f
 
-    Springenberg et al. 2014, https://arxiv.org/abs/1412.6806, section 3.4. For ReLU this is captum's `GuidedBackprop`, added
-    over the channels. captum leaves all but ReLU alone; here its rule holds for ReLU6, GELU, SiLU and their like too, for
-    otherwise the map of a network without ReLU would be the plain gradient under another name.
+    Springenberg et al. 2014, https://arxiv.org/abs/1412.6806, section 3.4. For ReLU this is captum's `GuidedBackprop`, summed
+    over the channels. captum applies the rule to ReLU only; here it applies to ReLU6, GELU, SiLU and similar functions too, for
+    otherwise the map of a network without ReLU would be the plain gradient.
 
-    It largely repaints the image's edges whatever the class and the weights: Adebayo et al. 2018,
+    The map largely shows the edges of the image, independently of the class and the weights: Adebayo et al. 2018,
     https://arxiv.org/abs/1810.03292, and Nie et al. 2018, https://arxiv.org/abs/1805.07039.
 
     Raises:
         MethodNotApplicable: the network has no rectifier.
     """
-    return (_guided(query).sum(0),)
+    return (_guided_gradient(query).sum(0),)
 
 
 def guided_gradcam(query: Query) -> tuple[Tensor, ...]:
@@ -54,24 +54,24 @@ def guided_gradcam(query: Query) -> tuple[Tensor, ...]:
 
     .. math:: L = \Big(\sum_c R_c\Big) \cdot \mathrm{up}(\max(0, L^{\mathrm{gradcam}}))
 
-    Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391, section 3.2. A map ``[H, W]`` for each layer; `up` is bilinear
-    with half-pixel centres, as captum's `GuidedGradCam` with `interpolate_mode="bilinear"`. What holds for guided
-    backpropagation holds here too.
+    Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391, section 3.2. The result is a map ``[H, W]`` for each layer; `up` is
+    bilinear with half-pixel centres, as in captum's `GuidedGradCam` with `interpolate_mode="bilinear"`. The remarks on guided
+    backpropagation apply here too.
 
     Raises:
         MethodNotApplicable: the network has no rectifier.
     """
-    fine = _guided(query).sum(0)
-    return tuple(fine * _coarse(query, layer, fine.shape) for layer in query.layers)
+    guided_map = _guided_gradient(query).sum(0)
+    return tuple(guided_map * _upsample_gradcam(query, layer, guided_map.shape) for layer in query.layers)
 
 
-def _guided(query: Query) -> Tensor:
-    """``[C, H, W]``."""
+def _guided_gradient(query: Query) -> Tensor:
+    """The guided gradient of the score at the image, ``[C, H, W]``."""
     return query.runner.with_network(guide(query.network.graph)).gradient(query.image, query.target.score)[0]
 
 
-def _coarse(query: Query, layer: LayerSplit, size: torch.Size) -> Tensor:
-    """The positive part of Grad-CAM at a cut, at the input's size."""
+def _upsample_gradcam(query: Query, layer: LayerSplit, size: torch.Size) -> Tensor:
+    """The positive part of Grad-CAM at a layer, upsampled to the input's size ``[H, W]``."""
     leaf = layer.activations.requires_grad_()
     with torch.enable_grad():
         score = query.target.score(layer.logits(leaf)).sum()
@@ -81,7 +81,7 @@ def _coarse(query: Query, layer: LayerSplit, size: torch.Size) -> Tensor:
 
 
 class _Gate(torch.autograd.Function):
-    """The identity, whose gradient is never negative."""
+    """The identity function with a gradient clamped to be non-negative."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:  # noqa: ARG004 (autograd's signature)
@@ -93,35 +93,37 @@ class _Gate(torch.autograd.Function):
 
 
 def gated(value: Tensor) -> Tensor:
-    """What stands before a rectifier in a guided graph."""
-    passed: Tensor = _Gate.apply(value)
-    return passed
+    """The gate, which a guided graph calls before every rectifier."""
+    result: Tensor = _Gate.apply(value)
+    return result
 
 
 def rectifiers(network: NetworkGraph) -> list[fx.Node]:
-    """The nodes that are ReLU or its like.
+    """The nodes that call one of `RECTIFIERS`.
 
     Raises:
-        MethodNotApplicable: there is none.
+        MethodNotApplicable: the network has no rectifier.
     """
-    found = [node for node in network.module.graph.nodes if node.op == "call_function" and node.target in RECTIFIERS]
-    if not found:
-        raise MethodNotApplicable("method: guided backpropagation needs a network with ReLU or its like; this one has none.")
-    return found
+    nodes = [node for node in network.module.graph.nodes if node.op == "call_function" and node.target in RECTIFIERS]
+    if not nodes:
+        raise MethodNotApplicable(
+            "method: guided backpropagation needs a network with ReLU or a similar activation function; this one has none."
+        )
+    return nodes
 
 
 def guide(network: NetworkGraph) -> NetworkGraph:
-    """A copy of the network with a gate before every rectifier; its parameters are the network's own.
+    """A copy of the network with a gate before every rectifier; it shares the network's parameters.
 
     Raises:
-        MethodNotApplicable: there is none.
+        MethodNotApplicable: the network has no rectifier.
     """
-    found = rectifiers(network)
+    originals = rectifiers(network)
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     result = graph.graph_copy(network.module.graph, env)
     graph.output(result)
-    for node in (env[one] for one in found):
+    for node in (env[original] for original in originals):
         with graph.inserting_before(node):
             value = node.all_input_nodes[0]
             node.replace_input_with(value, graph.call_function(gated, (value,)))

@@ -1,6 +1,7 @@
-"""Class activation maps that ask the head again: with channels or cells left out, for a second derivative, for another score.
+"""Class activation maps that run the head again: without channels or cells, for a second derivative, or for another score.
 
-The trunk runs once. A is the cut's ``[K, h, w]``, s the score (a logit, or a difference of two), maps are signed ``[h, w]``.
+The trunk runs once. A are the layer's activations ``[K, h, w]``, s is the score (a logit, or a difference of two), maps are
+signed ``[h, w]``.
 """
 
 from __future__ import annotations
@@ -18,65 +19,66 @@ from service.engine.methods.gradient import gradcam, weigh
 from service.engine.methods.method import LayerSplit, Query, QueryMethod
 from service.engine.types import MethodParameters
 
-# Which attention kernel runs is a setting of the whole process, and must be put back by who changed it first.
-_kernel = threading.Lock()
+# The attention kernel is a process-wide setting; one thread at a time changes and restores it.
+_kernel_lock = threading.Lock()
 
 
 def ablationcam(query: Query) -> tuple[Tensor, ...]:
-    r"""Ablation-CAM: channels weighted by the score that is lost without them. All channels, a batch of them at a time.
+    r"""Ablation-CAM: each channel weighted by the score that is lost without it; channels are ablated a chunk at a time.
 
     .. math:: L = \sum_k w_k A_k, \qquad w_k = s(A) - s(A \text{ with } A_k = 0)
 
     Desai and Ramaswamy 2020, https://doi.org/10.1109/WACV45572.2020.9093360. The paper, and pytorch-grad-cam 1.5's
-    `AblationCAM`, divide the weights by s(A). That scales a class's whole map, turns it over where s(A) is negative, and has no
-    meaning for a logit, to which any constant may be added; so it is left out. Where s(A) > 0 the normalised maps are equal;
-    where it is negative, theirs is the other polarity.
+    `AblationCAM`, divide the weights by s(A). That scales a class's whole map, inverts its sign where s(A) is negative, and has
+    no meaning for a logit, to which any constant may be added; so here the division is left out. Where s(A) > 0 the normalised
+    maps are equal; where it is negative, theirs has the opposite polarity.
 
     As in the paper a channel is set to 0. pytorch-grad-cam does so only where the layer's lowest value is 0 (after a ReLU);
-    elsewhere it sets 1e7 less than the lowest value, which no network was trained to see. Of tokens only those of the grid lose
-    the channel; its `AblationLayerVit` takes it from the class token too, which has no place on the map.
+    elsewhere it sets the channel to the lowest value less 1e7, far outside the range of training. Of tokens only those of the
+    grid lose the channel; pytorch-grad-cam's `AblationLayerVit` ablates it in the class token too, which is not on the map.
     """
     return tuple(_ablationcam(query, layer) for layer in query.layers)
 
 
 def _ablationcam(query: Query, layer: LayerSplit) -> Tensor:
-    own = layer.activations
+    activations = layer.activations
 
-    def without(channels: Tensor) -> Tensor:
-        rows = own.repeat(len(channels), 1, 1, 1)
+    def score_without(channels: Tensor) -> Tensor:
+        rows = activations.repeat(len(channels), 1, 1, 1)
         rows[torch.arange(len(channels)), channels] = 0
         return query.target.score(layer.logits(rows))
 
-    weights = query.target.score(query.head(layer, own)) - query.runner.chunked(without, torch.arange(own.shape[1]), HEAD_ROWS)
-    return weigh(weights[None], own, query.parameters)[0]
+    score = query.target.score(query.head(layer, activations))
+    weights = score - query.runner.chunked(score_without, torch.arange(activations.shape[1]), HEAD_ROWS)
+    return weigh(weights[None], activations, query.parameters)[0]
 
 
 def reciprocam(query: Query) -> tuple[Tensor, ...]:
-    r"""Recipro-CAM: the score that each cell of the grid brings about by itself.
+    r"""Recipro-CAM: the score of each cell of the grid alone.
 
     .. math:: L_{ij} = s(A \odot g_{ij}) - s(0)
 
-    g_ij is a 3x3 Gaussian ((1, 2, 1) x (1, 2, 1) / 16) around the cell, 0 elsewhere, cut off at the border. Byun and Lee 2022,
-    https://arxiv.org/abs/2209.14074, section 3.2. The paper's implementation takes the class's probability; here the score is
-    a logit, as everywhere in this service. s(0) is subtracted so that the map is signed: above 0 is what raises the score.
-    Scaled from minimum to maximum without a ReLU, as in the paper, it makes no difference.
+    g_ij is a 3x3 Gaussian ((1, 2, 1) x (1, 2, 1) / 16) around the cell, 0 elsewhere, truncated at the border. Byun and Lee
+    2022, https://arxiv.org/abs/2209.14074, section 3.2. The paper's implementation takes the class's probability; here the
+    score is a logit, as everywhere in this service. s(0) is subtracted so that the map is signed: cells above 0 raise the
+    score. A map scaled from minimum to maximum without a ReLU, as in the paper, is the same with and without s(0).
     """
     return tuple(_reciprocam(query, layer) for layer in query.layers)
 
 
 def _reciprocam(query: Query, layer: LayerSplit) -> Tensor:
-    own = layer.activations
-    size = (own.shape[2], own.shape[3])
+    activations = layer.activations
+    size = (activations.shape[2], activations.shape[3])
     cells = size[0] * size[1]
-    side = torch.tensor([1.0, 2.0, 1.0]).to(own)
-    kernel = torch.outer(side, side)[None, None] / 16
+    profile = torch.tensor([1.0, 2.0, 1.0]).to(activations)
+    kernel = torch.outer(profile, profile)[None, None] / 16
 
-    def alone(numbers: Tensor) -> Tensor:
-        spots = nn.functional.one_hot(numbers, cells).to(own).view(-1, 1, *size)
-        return query.target.score(layer.logits(own * nn.functional.conv2d(spots, kernel, padding=1)))
+    def score_alone(indices: Tensor) -> Tensor:
+        impulses = nn.functional.one_hot(indices, cells).to(activations).view(-1, 1, *size)
+        return query.target.score(layer.logits(activations * nn.functional.conv2d(impulses, kernel, padding=1)))
 
-    scores = query.runner.chunked(alone, torch.arange(cells), HEAD_ROWS)
-    return scores.view(size) - query.target.score(query.head(layer, torch.zeros_like(own)))
+    scores = query.runner.chunked(score_alone, torch.arange(cells), HEAD_ROWS)
+    return scores.view(size) - query.target.score(query.head(layer, torch.zeros_like(activations)))
 
 
 def shapleycam(query: Query) -> tuple[Tensor, ...]:
@@ -84,34 +86,34 @@ def shapleycam(query: Query) -> tuple[Tensor, ...]:
 
     .. math:: L = \sum_k w_k A_k, \qquad w_k = \frac{1}{hw} \sum_{ij} \Big(G - \frac{1}{2} H A\Big)_{kij}
 
-    G is ds/dA, H A the product of the score's Hessian with A, by differentiating <G, A> once more; it is 0 where the head is
-    linear around A, and the map is then Grad-CAM's. Cai 2025, https://arxiv.org/abs/2501.06261. Convention of pytorch-grad-cam
-    1.5's `ShapleyCAM`.
+    G is ds/dA, H A the product of the score's Hessian with A, the derivative of <G, A> with A constant; it is 0 where the head
+    is linear around A, and the map is then that of Grad-CAM. Cai 2025, https://arxiv.org/abs/2501.06261. Convention of
+    pytorch-grad-cam 1.5's `ShapleyCAM`.
     """
     return tuple(_shapleycam(query, layer) for layer in query.layers)
 
 
 def _shapleycam(query: Query, layer: LayerSplit) -> Tensor:
-    own = layer.activations.requires_grad_()
-    # Only the plain attention kernel can be differentiated twice.
-    with _kernel, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        (gradient,) = torch.autograd.grad(query.target.score(layer.logits(own)).sum(), own, create_graph=True)
-        curvature = None
+    activations = layer.activations.requires_grad_()
+    # Only the math kernel of attention can be differentiated twice.
+    with _kernel_lock, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        (gradient,) = torch.autograd.grad(query.target.score(layer.logits(activations)).sum(), activations, create_graph=True)
+        hessian_product = None
         if gradient.requires_grad:
-            (curvature,) = torch.autograd.grad(gradient, own, own.detach(), allow_unused=True)
-    shared = gradient.detach() if curvature is None else gradient.detach() - curvature / 2
-    return gradcam(own.detach(), shared, query.parameters)[0]
+            (hessian_product,) = torch.autograd.grad(gradient, activations, activations.detach(), allow_unused=True)
+    second_order = gradient.detach() if hessian_product is None else gradient.detach() - hessian_product / 2
+    return gradcam(activations.detach(), second_order, query.parameters)[0]
 
 
 def finercam(query: Query) -> tuple[Tensor, ...]:
-    r"""Finer-CAM: Grad-CAM for what sets the class apart from those most like it.
+    r"""Finer-CAM: Grad-CAM of the difference between the class's logit and those of the most similar classes.
 
     .. math:: s = \frac{\sum_r p_r (l_c - l_r)}{\sum_r p_r}
 
-    r runs over the `rivals` classes whose logits l_r are nearest to the class's l_c, or is `versus` alone where that is given;
+    r runs over the `rivals` classes whose logits l_r are nearest to the class's l_c, or is `versus` alone unless that is None;
     p is the softmax of the logits, differentiated too. Zhang et al. 2025, https://arxiv.org/abs/2501.11309, with alpha = 1.
-    Convention of pytorch-grad-cam 1.5's `FinerCAM` and `FinerWeightedTarget` without its eps (1e-9), which takes over where all
-    rivals are improbable.
+    Convention of pytorch-grad-cam 1.5's `FinerCAM` and `FinerWeightedTarget` without its eps (1e-9), which dominates the
+    denominator where all rivals are improbable.
     """
     rivals = _rivals(query)
     return tuple(
@@ -120,15 +122,23 @@ def finercam(query: Query) -> tuple[Tensor, ...]:
 
 
 def finer_score(logits: Tensor, class_id: int, rivals: Tensor, alpha: float = 1.0) -> Tensor:
-    """Of logits ``[n, classes]``: ``[n]``; `rivals` int64 ``[R]``. With alpha 0, or without a rival, the class's logit."""
-    own = logits[:, class_id]
+    """Finer-CAM's score ``[n]`` of logits ``[n, classes]``; with alpha 0, or without a rival, the class's logit.
+
+    Args:
+        logits: float ``[n, classes]``.
+        class_id: the class to explain.
+        rivals: class ids to compare with, int64 ``[R]``.
+        alpha: weight of the rivals.
+    """
+    logit = logits[:, class_id]
     if not len(rivals):
-        return own
-    others = logits[:, rivals]
-    return own - alpha * (others.softmax(1) * others).sum(1)
+        return logit
+    rival_logits = logits[:, rivals]
+    return logit - alpha * (rival_logits.softmax(1) * rival_logits).sum(1)
 
 
 def _rivals(query: Query) -> Tensor:
+    """The ids of the classes to compare with, int64 ``[R]``."""
     if query.target.versus is not None:
         return torch.tensor([query.target.versus], device=query.logits.device)
     distance = (query.logits - query.logits[query.target.class_id]).abs()
@@ -137,10 +147,10 @@ def _rivals(query: Query) -> Tensor:
 
 
 def _gradcam(query: Query, layer: LayerSplit, score: Callable[[Tensor], Tensor]) -> Tensor:
-    own = layer.activations.requires_grad_()
+    activations = layer.activations.requires_grad_()
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(score(layer.logits(own)).sum(), own)
-    return gradcam(own.detach(), gradient, query.parameters)[0]
+        (gradient,) = torch.autograd.grad(score(layer.logits(activations)).sum(), activations)
+    return gradcam(activations.detach(), gradient, query.parameters)[0]
 
 
 _head_method = functools.partial(QueryMethod, family="head of the network", defaults=MethodParameters(eigen_smooth=False))

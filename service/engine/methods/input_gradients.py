@@ -1,9 +1,9 @@
-"""Input gradients: how the score moves when the image does. Maps of the input's own size, which know no layer.
+"""Input gradients: the derivative of the score by the image. Maps have the input's size and belong to no layer.
 
-All differentiate the score (a raw logit, or a difference of two) with respect to the normalised image x, float ``[C, H, W]``,
-and give one map ``[H, W]``. Where the sign means something the channels are added, so that what is attributed in all stays the
-same; where the method is about sensitivity alone, the largest magnitude over the channels is taken, as Simonyan 2013 does.
-In normalised units 0 is the mean colour of the training images: the baseline of every path here.
+All methods differentiate the score (a raw logit, or a difference of two) with respect to the normalised image x, float
+``[C, H, W]``, and give one map ``[H, W]``. A signed map is the sum over the channels, which preserves the total attribution; a
+map of sensitivity is the largest magnitude over the channels, as in Simonyan 2013. In normalised units 0 is the mean colour of
+the training images: the baseline of every path here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from service.engine.graph.runner import NETWORK_ROWS
 from service.engine.methods.method import Query, QueryMethod
 from service.engine.types import MethodParameters
 
-GRADIENT_COST = 3  # forward passes that one backward through the whole network is worth, with its own forward pass
+GRADIENT_COST = 3  # cost of one forward and backward pass of the whole network, in forward passes
 
+# n -> the next n points ``[n, C, H, W]`` and the weights of their gradients, broadcastable to them.
 Draw = Callable[[int], tuple[Tensor, Tensor]]
 
 
@@ -28,17 +29,18 @@ def saliency(query: Query) -> tuple[Tensor]:
 
     .. math:: L_{ij} = \max_c \left| \frac{\partial s}{\partial x_{cij}} \right|
 
-    Simonyan et al. 2013, https://arxiv.org/abs/1312.6034, section 3.1. Never negative. captum's `Saliency` before the maximum.
+    Simonyan et al. 2013, https://arxiv.org/abs/1312.6034, section 3.1. The map is never negative. Before the maximum it is
+    captum's `Saliency`.
     """
-    return (_strongest(query.runner.gradient(query.image, query.target.score)[0]),)
+    return (_max_magnitude(query.runner.gradient(query.image, query.target.score)[0]),)
 
 
 def input_x_gradient(query: Query) -> tuple[Tensor]:
-    r"""Input times gradient: what each pixel adds to the score where the network is linear.
+    r"""Input times gradient: the contribution of each pixel to the score of a linear network.
 
     .. math:: L_{ij} = \sum_c x_{cij} \frac{\partial s}{\partial x_{cij}}
 
-    Shrikumar et al. 2016, https://arxiv.org/abs/1605.01713. captum's `InputXGradient`, added over the channels.
+    Shrikumar et al. 2016, https://arxiv.org/abs/1605.01713. It is captum's `InputXGradient`, summed over the channels.
     """
     return ((query.image * query.runner.gradient(query.image, query.target.score))[0].sum(0),)
 
@@ -49,8 +51,8 @@ def smoothgrad(query: Query) -> tuple[Tensor]:
     .. math:: L_{ij} = \max_c \left| \frac{1}{n} \sum_k \nabla s(x + \epsilon_k)_{cij} \right|,
         \qquad \epsilon_k \sim N(0, (\mathrm{noise} \cdot (\max x - \min x))^2)
 
-    Smilkov et al. 2017, https://arxiv.org/abs/1706.03825. The paper averages gradients before their magnitude is taken, as does
-    captum's `NoiseTunnel` over `Saliency(abs=False)`; without noise this is saliency. n is `samples`.
+    Smilkov et al. 2017, https://arxiv.org/abs/1706.03825. The paper takes the magnitude of the averaged gradients, as does
+    captum's `NoiseTunnel` over `Saliency(abs=False)`; without noise the map is that of saliency. n is `samples`.
     """
     samples, noise = query.parameters.samples, query.parameters.noise
     assert samples is not None
@@ -59,9 +61,9 @@ def smoothgrad(query: Query) -> tuple[Tensor]:
     generator = query.generator
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
-        return query.image + deviation * _normal(query, count, generator), torch.ones_like(query.image)
+        return query.image + deviation * _sample_normal(query, count, generator), torch.ones_like(query.image)
 
-    return (_strongest(_weighted(query, samples, draw) / samples),)
+    return (_max_magnitude(_sum_weighted_gradients(query, samples, draw) / samples),)
 
 
 def integrated_gradients(query: Query) -> tuple[Tensor]:
@@ -70,23 +72,24 @@ def integrated_gradients(query: Query) -> tuple[Tensor]:
     .. math:: L_{ij} = \sum_c x_{cij} \sum_k w_k \frac{\partial s(\alpha_k x)}{\partial x_{cij}}
         \approx \sum_c x_{cij} \int_0^1 \frac{\partial s(\alpha x)}{\partial x_{cij}} d\alpha
 
-    Sundararajan et al. 2017, https://arxiv.org/abs/1703.01365. Complete: the map adds up to s(x) - s(0), the better the more
-    `steps`. The points and weights are Gauss and Legendre's, captum's default; the channels are added.
+    Sundararajan et al. 2017, https://arxiv.org/abs/1703.01365. Completeness: the sum of the map approaches s(x) - s(0) as
+    `steps` grows. Points and weights are those of Gauss-Legendre quadrature, captum's default; the map is summed over the
+    channels.
     """
     steps = query.parameters.steps
     assert steps is not None
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     alphas = torch.from_numpy((nodes + 1) / 2).to(query.image).view(-1, 1, 1, 1)
     shares = torch.from_numpy(weights / 2).to(query.image).view(-1, 1, 1, 1)
-    taken = 0
+    start = 0
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
-        nonlocal taken
-        now = slice(taken, taken + count)
-        taken += count
-        return alphas[now] * query.image, shares[now] * query.image
+        nonlocal start
+        chunk = slice(start, start + count)
+        start += count
+        return alphas[chunk] * query.image, shares[chunk] * query.image
 
-    return (_weighted(query, steps, draw).sum(0),)
+    return (_sum_weighted_gradients(query, steps, draw).sum(0),)
 
 
 def gradient_shap(query: Query) -> tuple[Tensor]:
@@ -96,10 +99,10 @@ def gradient_shap(query: Query) -> tuple[Tensor]:
         \qquad \alpha_k \sim U(0, 1)
 
     Lundberg and Lee 2017, https://arxiv.org/abs/1705.07874; expected gradients in Erion et al. 2019,
-    https://arxiv.org/abs/1906.10670. captum's `GradientShap`, added over the channels: x_k is the image with normal noise of
-    `noise` times its range. A baseline b_k is one plain colour, each channel N(0, 1): colours as common as in training, for
-    that is what the normalisation made of them. The map adds up to s(x) less the mean score of the baselines, on average.
-    n is `samples`.
+    https://arxiv.org/abs/1906.10670. It is captum's `GradientShap`, summed over the channels: x_k is the image with normal
+    noise of `noise` times its range. A baseline b_k is one uniform colour, each channel N(0, 1): normalisation gives the
+    colours of the training images that mean and deviation. The expected sum of the map is s(x) less the mean score of the
+    baselines. n is `samples`.
     """
     samples, noise = query.parameters.samples, query.parameters.noise
     assert samples is not None
@@ -110,26 +113,24 @@ def gradient_shap(query: Query) -> tuple[Tensor]:
     def draw(count: int) -> tuple[Tensor, Tensor]:
         colors = torch.randn(count, query.image.shape[1], 1, 1, generator=generator).to(query.image)
         alphas = torch.rand(count, 1, 1, 1, generator=generator).to(query.image)
-        noisy = query.image + deviation * _normal(query, count, generator)
+        noisy = query.image + deviation * _sample_normal(query, count, generator)
         return alphas * noisy + (1 - alphas) * colors, noisy - colors
 
-    return (_weighted(query, samples, draw).sum(0) / samples,)
+    return (_sum_weighted_gradients(query, samples, draw).sum(0) / samples,)
 
 
-def _strongest(gradient: Tensor) -> Tensor:
-    """``[C, H, W]`` -> ``[H, W]``."""
+def _max_magnitude(gradient: Tensor) -> Tensor:
+    """The largest magnitude over the channels: ``[C, H, W]`` -> ``[H, W]``."""
     return gradient.abs().amax(0)
 
 
-def _normal(query: Query, count: int, generator: torch.Generator) -> Tensor:
+def _sample_normal(query: Query, count: int, generator: torch.Generator) -> Tensor:
+    """Standard normal noise, ``[count, C, H, W]``."""
     return torch.randn(count, *query.image.shape[1:], generator=generator).to(query.image)
 
 
-def _weighted(query: Query, count: int, draw: Draw) -> Tensor:
-    """Sum of weighted gradients ``[C, H, W]`` at `count` points; `draw(n)` gives the next n ``[n, C, H, W]`` and their weights.
-
-    Points are drawn, and their gradients added, a bounded number at a time.
-    """
+def _sum_weighted_gradients(query: Query, count: int, draw: Draw) -> Tensor:
+    """The sum ``[C, H, W]`` of weighted gradients at `count` points, computed for a bounded number of points at a time."""
     total = torch.zeros_like(query.image[0])
     passes = -(-count // NETWORK_ROWS)
     for number in range(passes):

@@ -1,7 +1,7 @@
-"""What a method is: its name, what it costs, the parameters that it has, and the pure function that computes its maps.
+"""The description of a method: its name, its cost, its parameters, and the pure function that computes its maps.
 
-There are two kinds. A `BatchedMethod` needs activations and one gradient, which the batch's one pass of the head gives to
-all of its rows. A `QueryMethod` runs the network again for its image and class.
+There are two kinds. A `BatchedMethod` is a function of activations and one gradient, which one pass of the head computes for
+all rows of a batch. A `QueryMethod` runs the network again for its image and class.
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ Cam = Callable[[Tensor, Tensor, MethodParameters], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is explained: the score logit[class_id], less logit[versus] where there is one."""
+    """The score to explain: logit[class_id], less logit[versus] unless `versus` is None."""
 
     class_id: int
     versus: int | None = None
 
     def score(self, logits: Tensor) -> Tensor:
-        """Of logits ``[n, classes]``: ``[n]``."""
+        """The scores ``[n]`` of logits ``[n, classes]``."""
         score = logits[:, self.class_id]
         return score if self.versus is None else score - logits[:, self.versus]
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSplit:
-    """The network split at one layer, with what its trunk gave for one image.
+    """The network split at one layer, with the output of its trunk for one image.
 
     Attributes:
+        split: the network, split at the layer.
         crossing: the crossing values, each of one image.
-        layout: of the layer.
+        layout: the layout of the layer's activations.
     """
 
     split: Split
@@ -54,13 +55,13 @@ class LayerSplit:
 
     @property
     def activations(self) -> Tensor:
-        """Of the layer, detached, float ``[1, K, h, w]`` whatever the network's own layout."""
+        """The layer's activations, detached, float ``[1, K, h, w]`` for every layout."""
         return self.layout.to_nchw(self.crossing[self._leaf]).detach()
 
     def logits(self, activations: Tensor) -> Tensor:
         """Logits ``[n, classes]`` for other activations ``[n, K, h, w]`` in place of the layer's; differentiable in them."""
         rows = torch.zeros(len(activations), dtype=torch.long, device=activations.device)
-        values = [how.select(value, rows) for how, value in zip(self.split.crossings, self.crossing, strict=True)]
+        values = [crossing.select(value, rows) for crossing, value in zip(self.split.crossings, self.crossing, strict=True)]
         values[self._leaf] = self.layout.from_nchw(activations, values[self._leaf])
         logits: Tensor = self.split.head(*values)[0]
         return logits
@@ -73,16 +74,16 @@ class LayerSplit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """What a `QueryMethod` is asked: one image, one target, and the network that it may run again.
+    """The argument of a `QueryMethod`: one image, one target, and the network that the method runs again.
 
     Attributes:
-        network: for images of this size.
-        runner: runs it, or parts of it, chunk by chunk.
+        network: the network for images of this size.
+        runner: runs the network, or parts of it, chunk by chunk.
         image: float ``[1, C, H, W]``, normalised.
-        target: what is explained.
+        target: the score to explain.
         logits: float ``[classes]`` of the image.
-        layers: the network split at each layer asked for; none for methods that know no layer.
-        parameters: all that the method has.
+        layers: the network split at each layer of the request; () for methods without layers.
+        parameters: all parameters of the method.
     """
 
     network: SizedNetwork
@@ -95,7 +96,7 @@ class Query:
 
     @property
     def generator(self) -> torch.Generator:
-        """A fresh generator, on the CPU, of the request's seed: the same request gets the same answer."""
+        """A new generator, on the CPU, with the request's seed, so that equal requests give equal maps."""
         return torch.Generator().manual_seed(self.parameters.seed or 0)
 
     def head(self, layer: LayerSplit, activations: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ class Query:
 Explain = Callable[[Query], tuple[Tensor, ...]]
 
 
-def _any_network(_network: SizedNetwork) -> object:
+def _fits_any_network(_network: SizedNetwork) -> object:
     return None
 
 
@@ -116,19 +117,20 @@ def _one_pass(_parameters: MethodParameters) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """One way to explain; either a `BatchedMethod` or a `QueryMethod`.
+    """One explanation method; either a `BatchedMethod` or a `QueryMethod`.
 
     Attributes:
-        name: as a request calls it.
-        family: heading under which `GET /methods` shows it.
-        cost: beside a prediction: `head` (passes of the head), `forward` (a few of the whole network), `many forwards`.
-        paper: where it comes from.
+        name: its name in requests.
+        family: the heading of its entry in `GET /methods`.
+        cost: the cost beyond a prediction: `head` (passes of the head), `forward` (a few passes of the whole network), or
+            `many forwards`.
+        paper: URL of its paper or source.
         summary: one sentence.
         defaults: its parameters; those it does not have are None.
         layered: whether its maps belong to layers.
-        lane: the queue that its requests wait in: `fast` where they share a batch, `slow` where one keeps the device for long.
-        fits: raises `MethodNotApplicable` for a network that lacks what the method looks at; what it returns is not used.
-        passes: how many forward passes of one image the parameters ask for, to be weighed against the deadline.
+        lane: the queue of its requests: `fast` for requests that share a batch, `slow` for those that occupy the device long.
+        fits: raises `MethodNotApplicable` for a network to which the method cannot be applied; its result is ignored.
+        passes: parameters -> number of forward passes of one image, from which the time to the deadline is estimated.
     """
 
     name: str
@@ -139,7 +141,7 @@ class Method:
     defaults: MethodParameters = NO_PARAMETERS
     layered: bool = True
     lane: LaneName = "fast"
-    fits: Callable[[SizedNetwork], object] = _any_network
+    fits: Callable[[SizedNetwork], object] = _fits_any_network
     passes: Callable[[MethodParameters], int] = _one_pass
 
     @property
@@ -148,25 +150,25 @@ class Method:
         return tuple(name for name in MethodParameters.model_fields if getattr(self.defaults, name) is not None)
 
     def why_not(self, network: SizedNetwork) -> str | None:
-        """Why the method does not fit a network; None where it does."""
+        """Why the method cannot be applied to a network; None where it can."""
         try:
             self.fits(network)
         except MethodNotApplicable as error:
             return error.detail
         return None
 
-    def with_defaults(self, asked: MethodParameters) -> MethodParameters:
-        """The parameters asked for, the method's defaults for the rest.
+    def with_defaults(self, overrides: MethodParameters) -> MethodParameters:
+        """The method's defaults, with the overrides that are not None.
 
         Raises:
-            ParameterInvalid: a parameter is asked for that the method does not have.
+            ParameterInvalid: the method does not have an overridden parameter.
         """
-        given = {name: value for name in MethodParameters.model_fields if (value := getattr(asked, name)) is not None}
-        for name in given:
+        update = {name: value for name in MethodParameters.model_fields if (value := getattr(overrides, name)) is not None}
+        for name in update:
             if name not in self.parameter_names:
-                own = ", ".join(self.parameter_names) or "none"
-                raise ParameterInvalid(f"{name}: {self.name} has no such parameter; its own: {own}. Leave it out.")
-        return self.defaults.model_copy(update=given) if given else self.defaults
+                names = ", ".join(self.parameter_names) or "none"
+                raise ParameterInvalid(f"{name}: {self.name} has no such parameter; its own: {names}. Leave it out.")
+        return self.defaults.model_copy(update=update) if update else self.defaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +177,7 @@ class BatchedMethod(Method):
 
     Attributes:
         cam: activations and gradients ``[N, K, h, w]`` -> signed maps ``[N, h, w]``.
-        uses_gradients: where not, `cam` gets an empty tensor in their place.
+        uses_gradients: whether `cam` gets gradients; else it gets an empty tensor in their place.
     """
 
     cam: Cam
@@ -187,7 +189,7 @@ class QueryMethod(Method):
     """A method that runs the network again, for one image and one class at a time.
 
     Attributes:
-        explain: gives a signed map per layer ``[h, w]``, or one of the input's size ``[H, W]``.
+        explain: query -> a signed map ``[h, w]`` for each layer, or one map of the input's size ``[H, W]``.
     """
 
     explain: Explain

@@ -1,7 +1,7 @@
-"""From a card to a network in memory: one small loader per source library, imported when a card asks for it.
+"""Loads the network of a card: one module per source, imported when the first card names it.
 
-Each loader also says how its library preprocesses images. Knows which sources there are and where the weights come from; how
-a library builds a network is the loader's own business.
+Each module also gives its library's preprocessing of images. This package selects the source and the origin of the weights; the
+source's module builds the network.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from service.engine.sources.checkpoint import checkpoint, state_digest
 from service.errors import ConfigurationError
 from service.vocabulary import Preprocessing
 
-OPTIONAL: Final = {"transformers", "keras"}  # installed as extras of the same name
+OPTIONAL: Final = {"transformers", "keras"}  # sources that need the extra of the same name
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedNetwork:
-    """A network on the CPU in eval mode with frozen parameters, taking float32 ``[N, C, height, width]``.
+    """A network on the CPU in eval mode with frozen parameters; its input is float32 ``[N, C, height, width]``.
 
     C is the length of the preprocessing's mean. `digest` is "sha256:..." of the checkpoint, or of all parameters and buffers
-    where there is no file.
+    for weights without a file.
     """
 
     module: nn.Module
@@ -37,11 +37,11 @@ class LoadedNetwork:
 
 
 def load(card: Card, *, random_weights: bool = False) -> LoadedNetwork:
-    """Builds the card's network and fills in its weights.
+    """Builds the card's network and loads its weights.
 
     Args:
-        card: what to load.
-        random_weights: give hub weights up for seeded random ones.
+        card: the card of the model.
+        random_weights: whether to use seeded random weights in place of weights from a hub.
 
     Raises:
         ConfigurationError: the architecture is unknown, a library is missing, or the weights are missing, changed or do not
@@ -52,23 +52,23 @@ def load(card: Card, *, random_weights: bool = False) -> LoadedNetwork:
         with BUILD_LOCK:
             source = _source(card)
             if path is not None:
-                built = source.from_file(card, path)
+                network = source.from_file(card, path)
             elif card.weights.from_hub and not random_weights:
-                built = _from_hub(source, card)
+                network = _from_hub(source, card)
             else:
                 torch.manual_seed(card.weights.random or 0)
-                built = source.from_architecture(card)
+                network = source.from_architecture(card)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(
             f"card {card.name}: architecture: {card.architecture.source} cannot build {card.architecture.name!r} like this: "
             f"{_first_line(error)}"
         ) from error
-    for module in built.module.modules():
-        module.training = False  # what eval() does, which an exported program refuses
-    module = built.module.requires_grad_(requires_grad=False)
+    for module in network.module.modules():
+        module.training = False  # eval() would do the same, but an exported program refuses it
+    module = network.module.requires_grad_(requires_grad=False)
     if card.labels.activation == "sigmoid":
-        module = returning(module, _both_sides)
-    return LoadedNetwork(module, _overridden(card, built.preprocessing), digest or state_digest(module))
+        module = returning(module, _two_class_logits)
+    return LoadedNetwork(module, _override_preprocessing(card, network.preprocessing), digest or state_digest(module))
 
 
 def _source(card: Card) -> Source:
@@ -93,26 +93,29 @@ def _from_hub(source: Source, card: Card) -> SourceNetwork:
         ) from error
 
 
-def _both_sides(logits: Tensor) -> Tensor:
-    """One logit z of a binary network, ``[N, 1]``, as those of its two classes, (-z, z): sigmoid(-z) is 1 - sigmoid(z)."""
+def _two_class_logits(logits: Tensor) -> Tensor:
+    """The logits (-z, z) ``[N, 2]`` of two classes for the logit z ``[N, 1]`` of a binary network; other logits unchanged.
+
+    sigmoid(-z) is 1 - sigmoid(z), the probability of class 0.
+    """
     return torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
 
 
-def _overridden(card: Card, source: Preprocessing) -> Preprocessing:
-    """The source's preprocessing with what the card says instead. A new crop alone keeps the source's crop ratio."""
-    own = card.preprocess
-    crop = own.crop if own.crop is not None else (source.height, source.width)
+def _override_preprocessing(card: Card, source: Preprocessing) -> Preprocessing:
+    """The source's preprocessing with the overrides of the card. If only the crop is overridden, the crop ratio stays."""
+    overrides = card.preprocess
+    crop = overrides.crop if overrides.crop is not None else (source.height, source.width)
     height, width = (crop, crop) if isinstance(crop, int) else crop
     short_side = source.resize if source.resize is not None else min(source.height, source.width)
     return replace(
         source,
         height=height,
         width=width,
-        resize=own.resize or round(short_side * min(height, width) / min(source.height, source.width)),
-        interpolation=own.interpolation or source.interpolation,
-        mean=own.mean or source.mean,
-        std=own.std or source.std,
-        fit=own.fit or source.fit,
+        resize=overrides.resize or round(short_side * min(height, width) / min(source.height, source.width)),
+        interpolation=overrides.interpolation or source.interpolation,
+        mean=overrides.mean or source.mean,
+        std=overrides.std or source.std,
+        fit=overrides.fit or source.fit,
     )
 
 

@@ -1,4 +1,4 @@
-"""What every source of networks gives: a network, and how its images are prepared. Knows no library but torch."""
+"""The interface of every source: a network and its preprocessing. This module imports no library but torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Logits = Callable[[Any], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class SourceNetwork:
-    """A network as its source gives it, on the CPU, and that source's own preprocessing."""
+    """A network as its source builds it, on the CPU, and the source's preprocessing."""
 
     module: nn.Module
     preprocessing: Preprocessing
@@ -26,23 +26,23 @@ class SourceNetwork:
 class Source(Protocol):
     """One library of networks: a module of this package with these functions.
 
-    Each raises `ConfigurationError` where the card asks for what is not there, and lets the library's own `OSError` and
-    `RuntimeError` through where a hub cannot be reached.
+    Each function raises `ConfigurationError` where the source lacks a network or weights that the card names, and lets the
+    library's own `OSError` and `RuntimeError` through where a hub cannot be reached.
     """
 
     def from_architecture(self, card: Card) -> SourceNetwork:
-        """The network with the weights it is born with, drawn from torch's global generator; nothing is fetched."""
+        """The network with its initial weights, random numbers from torch's global generator; nothing is fetched."""
 
     def from_file(self, card: Card, path: Path) -> SourceNetwork:
         """The network with the weights of a file whose digest has been checked."""
 
     def from_hub(self, card: Card) -> SourceNetwork:
-        """The network with the weights that the card names, fetched by the library or taken from its cache."""
+        """The network with the weights that the card names, which the library fetches or reads from its cache."""
 
 
 def returning(module: nn.Module, logits: Logits) -> nn.Module:
-    """The same module, whose output goes through `logits` first: a wrapper around it would change every layer's path."""
-    if isinstance(module, fx.GraphModule):  # a saved program, whose hooks torch.export does not see: it reads the graph
+    """The same module, with `logits` applied to its output; a wrapper module would change the path of every layer."""
+    if isinstance(module, fx.GraphModule):  # a saved program: torch.export ignores its hooks, so its graph is changed
         output = module.graph.output_node()
         (result,) = output.all_input_nodes
         with module.graph.inserting_before(output):

@@ -1,4 +1,4 @@
-"""Checkpoints: found, their digest checked, read without running any code in them, their names mapped to the source's."""
+"""Finds checkpoints, checks their digests, reads them without running code from them, and maps names to the source's names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ StateDict = dict[str, Tensor]
 
 
 def checkpoint_path(card: Card) -> Path:
-    """Where a card's checkpoint lies: beside the card, or inside an installed package.
+    """The path of a card's checkpoint: beside the card, or inside an installed package.
 
     Raises:
         ConfigurationError: the package or the file is missing.
@@ -41,7 +41,7 @@ def checkpoint_path(card: Card) -> Path:
 
 
 def checkpoint(card: Card) -> tuple[Path, str]:
-    """A card's checkpoint and its "sha256:..." digest, checked before a byte of it is parsed.
+    """The path of a card's checkpoint and its "sha256:..." digest, which is checked before any byte of the file is parsed.
 
     Raises:
         ConfigurationError: the file is missing or its digest differs.
@@ -60,7 +60,7 @@ def checkpoint(card: Card) -> tuple[Path, str]:
 def read_state(card: Card, path: Path) -> StateDict:
     """The tensors of a `.safetensors` file or of a PyTorch checkpoint, with the source's parameter names.
 
-    Nothing but tensors is read (`weights_only`), so no code in a file is run.
+    Only tensors are read (`weights_only`), so no code in a file is run.
 
     Raises:
         ConfigurationError: the file is not a plain state dict.
@@ -90,14 +90,14 @@ def load_into(card: Card, module: nn.Module, state: Mapping[str, Tensor]) -> Non
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        faults = "; ".join(line.strip() for line in str(error).splitlines()[1:5])
+        differences = "; ".join(line.strip() for line in str(error).splitlines()[1:5])
         raise ConfigurationError(
-            f"card {card.name}: weights do not fit architecture {card.architecture.name!r}: {faults[:600]}"
+            f"card {card.name}: weights do not fit architecture {card.architecture.name!r}: {differences[:600]}"
         ) from error
 
 
 def state_digest(module: nn.Module) -> str:
-    """Digest, "sha256:...", over names, types, shapes and bytes of all parameters and buffers, for weights without a file."""
+    """Digest, "sha256:...", over names, dtypes, shapes and bytes of all parameters and buffers, for weights without a file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -106,37 +106,37 @@ def state_digest(module: nn.Module) -> str:
 
 
 def _efficientnet_lite_keys(state: Mapping[str, Tensor]) -> StateDict:
-    """Names of the original EfficientNet-Lite checkpoints -> timm's `tf_efficientnet_lite*`.
+    """Parameter names of the original EfficientNet-Lite checkpoints -> those of timm's `tf_efficientnet_lite*`.
 
-    The original counts blocks in flat order, timm by stage and repeat; a new stage begins where a block's output width
-    changes, or its first stride does, which the table of repeats says.
+    The original numbers its blocks consecutively, timm by stage and repeat; a new stage begins where the output width of the
+    blocks changes.
     """
     outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    expanding = {
+    depthwise = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    inverted_residual = {
         "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl",
         "_bn2": "bn3",
     }  # fmt: skip
     blocks = sorted({int(match[1]) for match in (re.match(r"_blocks\.(\d+)\.", key) for key in state) if match})
-    place = _stages(state, blocks)
-    mapped: StateDict = {}
+    positions = _stages(state, blocks)
+    timm_state: StateDict = {}
     for key, value in state.items():
-        parts = key.split(".")
-        if parts[0] != "_blocks":
-            mapped[".".join([outer[parts[0]], *parts[1:]])] = value
+        names = key.split(".")
+        if names[0] != "_blocks":
+            timm_state[".".join([outer[names[0]], *names[1:]])] = value
             continue
-        block = int(parts[1])
-        inner = expanding if f"_blocks.{block}._expand_conv.weight" in state else plain
-        mapped[".".join(["blocks", *map(str, place[block]), inner[parts[2]], *parts[3:]])] = value
-    return mapped
+        block = int(names[1])
+        inner = inverted_residual if f"_blocks.{block}._expand_conv.weight" in state else depthwise
+        timm_state[".".join(["blocks", *map(str, positions[block]), inner[names[2]], *names[3:]])] = value
+    return timm_state
 
 
 def _stages(state: Mapping[str, Tensor], blocks: list[int]) -> dict[int, tuple[int, int]]:
-    """Flat block number -> (stage, repeat). Each of EfficientNet-Lite's stages has a width of its own."""
-    place: dict[int, tuple[int, int]] = {}
+    """Number of a block -> (stage, repeat). Each of EfficientNet-Lite's stages has an output width of its own."""
+    positions: dict[int, tuple[int, int]] = {}
     stage, repeat, width = -1, 0, 0
     for block in blocks:
-        out = state[f"_blocks.{block}._project_conv.weight"].shape[0]
-        stage, repeat = (stage, repeat + 1) if out == width else (stage + 1, 0)
-        place[block], width = (stage, repeat), out
-    return place
+        out_channels = state[f"_blocks.{block}._project_conv.weight"].shape[0]
+        stage, repeat = (stage, repeat + 1) if out_channels == width else (stage + 1, 0)
+        positions[block], width = (stage, repeat), out_channels
+    return positions

@@ -1,7 +1,7 @@
 """Keras 3 networks, run by torch: `keras.applications` by name, or a model saved as `.keras`.
 
-A Keras model is one torch module whose layers torch.export cannot tell apart, takes channels last, and ends in a softmax. Here
-it becomes a module with a child for each layer, run in the model's own order, that takes channels first and ends in logits.
+A Keras model is one torch module whose layers torch.export cannot tell apart; its input has channels last, and it ends in a
+softmax. This module converts it to a torch module with a child for each layer, which takes channels first and ends in logits.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from service.vocabulary import Preprocessing
 
 
 def _import_keras() -> Any:
-    """Keras on torch: it reads its backend from the environment, once, when it is first imported."""
+    """Imports Keras with torch as its backend, which Keras reads from the environment when it is first imported."""
     before = os.environ.get("KERAS_BACKEND")
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = "torch"
     try:
-        import keras  # noqa: PLC0415 # only now, with the backend chosen
+        import keras  # noqa: PLC0415 # after the backend is set
     finally:
         if before is None:
             os.environ.pop("KERAS_BACKEND", None)
@@ -46,77 +46,77 @@ keras: Any = _import_keras()
 
 def from_architecture(card: Card) -> SourceNetwork:
     """See `Source`."""
-    with _cpu(card), _seeded():
-        return _built(card, _application(card, None))
+    with _use_cpu(card), _seed_from_torch():
+        return _source_network(card, _application(card, None))
 
 
 def from_file(card: Card, path: Path) -> SourceNetwork:
     """See `Source`: a whole model (`.keras`), or the weights alone (`.weights.h5`, `.h5`) of a named application.
 
-    A saved model is read in safe mode: one that carries Python code of its own (Lambda layers) is refused.
+    A saved model is read in safe mode: a model with Python code of its own (Lambda layers) is refused.
     """
-    with _cpu(card), warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # layers that found no weights keep random ones, and Keras only warns
+    with _use_cpu(card), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # layers without weights in the file stay random, and Keras only warns
         try:
             if path.suffix == ".keras":
-                return _built(card, keras.saving.load_model(path, compile=False, safe_mode=True))
+                return _source_network(card, keras.saving.load_model(path, compile=False, safe_mode=True))
             model = _application(card, None)
             model.load_weights(path)
         except (OSError, TypeError, ValueError, KeyError, UserWarning) as error:
             raise ConfigurationError(
                 f"card {card.name}: weights.file: {path} does not hold weights of this network: {str(error)[:400]}"
             ) from error
-        return _built(card, model)
+        return _source_network(card, model)
 
 
 def from_hub(card: Card) -> SourceNetwork:
-    """See `Source`; Keras checks its files' digests itself."""
+    """See `Source`; Keras checks the digests of its files itself."""
     if card.weights.name is None:
         raise ConfigurationError(f"card {card.name}: weights: source keras takes name, such as imagenet; not hub")
-    with _cpu(card):
-        return _built(card, _application(card, card.weights.name))
+    with _use_cpu(card):
+        return _source_network(card, _application(card, card.weights.name))
 
 
 class Layers(nn.Module):
-    """A functional Keras model with its layers as children, by name; those of a model inside it as its children.
+    """A functional Keras model with its layers as children, by name; a model inside it is a child with children of its own.
 
     Args:
-        model: its layers are run in place; nothing is copied.
+        model: the Keras model, whose layers are shared, not copied.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self._model = [model]  # in a list: as an attribute it would be a child and hold every layer a second time
+        self._model = [model]  # in a list, for as a plain attribute it would be a child and register every layer twice
         for layer in model.layers:
             functional = _functional(layer)
             self.add_module(layer.name, layer if functional is None else Layers(functional))
 
     def forward(self, inputs: Tensor, **_options: object) -> Tensor:
-        """Float ``[N, h, w, C]`` -> what the model gives; a mask or a training flag that Keras hands in means nothing here."""
+        """Float ``[N, h, w, C]`` -> the model's output; a mask or a training flag that Keras passes is ignored."""
         output: Tensor = self._model[0]._run_through_graph(inputs, operation_fn=self._child)
         return output
 
     def _child(self, operation: Any) -> Any:
-        # What is no layer (an addition written as `a + b`) has no weights and is run as it is.
+        # An operation that is no layer (an addition written as `a + b`) has no weights and is called directly.
         return self._modules.get(operation.name, operation)
 
 
 class Classifier(Layers):
-    """A Keras classifier as torch knows one: float ``[N, C, h, w]`` -> logits ``[N, classes]``.
+    """A Keras classifier with the interface of torch's: float ``[N, C, h, w]`` -> logits ``[N, classes]``.
 
     Args:
         model: a functional model.
-        reversed_channels: it wants BGR.
+        is_bgr: whether the model's input is BGR.
     """
 
-    def __init__(self, model: Any, *, reversed_channels: bool) -> None:
+    def __init__(self, model: Any, *, is_bgr: bool) -> None:
         super().__init__(model)
-        self._reversed = reversed_channels
+        self._is_bgr = is_bgr
 
     def forward(self, inputs: Tensor, **_options: object) -> Tensor:
-        """The layers' activations are ``[N, h, w, C]``."""
-        images = inputs.flip(1) if self._reversed else inputs
-        with keras.device(str(inputs.device)):  # Keras would carry every tensor to a device of its own choice
+        """Float ``[N, C, h, w]`` -> logits ``[N, classes]``; the layers' activations are ``[N, h, w, C]``."""
+        images = inputs.flip(1) if self._is_bgr else inputs
+        with keras.device(str(inputs.device)):  # otherwise Keras would move every tensor to its default device
             return super().forward(images.permute(0, 2, 3, 1))
 
 
@@ -134,20 +134,20 @@ def _application(card: Card, weights: str | None) -> Any:
     return builder(weights=weights, input_shape=shape, **card.architecture.args)
 
 
-def _built(card: Card, model: Any) -> SourceNetwork:
+def _source_network(card: Card, model: Any) -> SourceNetwork:
     functional = _functional(model)
     shape = getattr(functional, "input_shape", None)
     if functional is None or not isinstance(shape, tuple) or len(shape) != 4:
         raise ConfigurationError(f"card {card.name}: architecture: the Keras model must be a functional one of one image")
-    _end_in_logits(card, functional)
+    _remove_last_activation(card, functional)
     _, height, width, channels = shape
     crop = card.preprocess.crop
     if height is None or width is None:
         if crop is None:
-            raise ConfigurationError(f"card {card.name}: preprocess.crop: the network takes any size; the card must say one")
+            raise ConfigurationError(f"card {card.name}: preprocess.crop: the network takes any size; the card must state one")
         height, width = (crop, crop) if isinstance(crop, int) else crop
-    mean, std, reversed_channels = _scaling(card, channels)
-    module = Classifier(functional, reversed_channels=reversed_channels)
+    mean, std, is_bgr = _normalization(card, channels)
+    module = Classifier(functional, is_bgr=is_bgr)
     return SourceNetwork(
         module,
         Preprocessing(
@@ -157,51 +157,51 @@ def _built(card: Card, model: Any) -> SourceNetwork:
 
 
 def _functional(layer: Any) -> Any:
-    """A model's functional form, or None of what is a plain layer or a model with code of its own."""
-    form = layer._functional if isinstance(layer, keras.Sequential) else layer
-    return form if hasattr(form, "_run_through_graph") else None
+    """The functional model of a model; None for a plain layer or a model with a `call` of its own."""
+    model = layer._functional if isinstance(layer, keras.Sequential) else layer
+    return model if hasattr(model, "_run_through_graph") else None
 
 
-def _end_in_logits(card: Card, model: Any) -> None:
-    """Takes the last layer's activation away: the score to explain is the logit, not the probability."""
+def _remove_last_activation(card: Card, model: Any) -> None:
+    """Removes the activation of the last layer: the score to explain is the logit, not the probability."""
     last = model.outputs[0]._keras_history.operation
     while (inner := _functional(last)) is not None:
         last = inner.outputs[0]._keras_history.operation
     if not hasattr(last, "activation"):
         raise ConfigurationError(
-            f"card {card.name}: architecture: the network must end in a dense, convolution or activation layer that gives the "
-            "classes; a softmax in a layer of its own cannot be taken off"
+            f"card {card.name}: architecture: the network must end in a dense, convolution or activation layer whose output is "
+            "the classes; a Softmax layer of its own cannot be removed"
         )
     last.activation = keras.activations.linear
 
 
-def _scaling(card: Card, channels: int) -> tuple[Any, Any, bool]:
-    """Mean and std for values 0..1, and whether channels are reversed: asked of the application's own `preprocess_input`.
+def _normalization(card: Card, channels: int) -> tuple[Any, Any, bool]:
+    """Mean and std for values 0..1, and whether the input is BGR, from the card or the application's `preprocess_input`.
 
-    It is linear in each channel, so that black, white and red tell everything.
+    `preprocess_input` is linear in each channel, so its values for black, white and red determine it.
     """
-    own = card.preprocess
+    overrides = card.preprocess
     builder = getattr(keras.applications, card.architecture.name, None)
-    if own.mean is not None and own.std is not None:
-        return own.mean, own.std, False
+    if overrides.mean is not None and overrides.std is not None:
+        return overrides.mean, overrides.std, False
     if not inspect.isfunction(builder) or channels != 3:
         raise ConfigurationError(
-            f"card {card.name}: preprocess: this Keras model knows no mean and std; the card must say them"
+            f"card {card.name}: preprocess: this Keras model has no mean and std; the card must state them"
         )
     module: Any = sys.modules[inspect.unwrap(builder).__module__]
-    colours = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0]], np.float32).reshape(3, 1, 1, 3)
-    black, white, red = module.preprocess_input(colours.copy(), data_format="channels_last").reshape(3, 3)
-    reversed_channels = bool(red[0] == black[0])
-    spread = white - black
-    mean, std = (-black / spread), 1 / spread
-    if reversed_channels:
+    colors = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0]], np.float32).reshape(3, 1, 1, 3)
+    black, white, red = module.preprocess_input(colors.copy(), data_format="channels_last").reshape(3, 3)
+    is_bgr = bool(red[0] == black[0])
+    difference = white - black
+    mean, std = (-black / difference), 1 / difference
+    if is_bgr:
         mean, std = mean[::-1], std[::-1]
-    return tuple(map(float, mean)), tuple(map(float, std)), reversed_channels
+    return tuple(map(float, mean)), tuple(map(float, std)), is_bgr
 
 
 @contextmanager
-def _cpu(card: Card) -> Iterator[None]:
-    """Variables are made on the CPU.
+def _use_cpu(card: Card) -> Iterator[None]:
+    """Keras creates variables on the CPU in this context.
 
     Raises:
         ConfigurationError: the process uses Keras on another backend already.
@@ -215,8 +215,8 @@ def _cpu(card: Card) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded() -> Iterator[None]:
-    """Keras draws its seeds from Python's generator; here they follow torch's, and Python's goes on as if nothing had been."""
+def _seed_from_torch() -> Iterator[None]:
+    """Seeds Python's generator, from which Keras takes its seeds, with torch's seed, and restores its state afterwards."""
     state = random.getstate()
     random.seed(torch.initial_seed())
     try:

@@ -1,7 +1,7 @@
-"""A network that is a file: a program saved by `torch.export.save` (`.pt2`), its weights in it.
+"""Networks saved by `torch.export.save` (`.pt2`): one file with the program and its weights.
 
-Such a file is code: reading it may unpickle what is in it, and running it runs what it says. The digest that its card must
-carry is checked first, so what is read is what the operator meant; whether to trust it is the operator's to decide.
+Such a file is code: reading it may unpickle objects in it, and running it runs its operations. The digest in the card is
+checked first, so the file is the one that the operator named; the operator decides whether to trust it.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from service.vocabulary import Preprocessing
 
 
 def from_architecture(card: Card) -> SourceNetwork:
-    """There is none without the file; see `Source`."""
+    """Raises an error, for there is no architecture without the file; see `Source`."""
     raise _no_file(card)
 
 
 def from_hub(card: Card) -> SourceNetwork:
-    """There is none; see `Source`."""
+    """Raises an error, for there is no hub of saved programs; see `Source`."""
     raise _no_file(card)
 
 
 def from_file(card: Card, path: Path) -> SourceNetwork:
-    """See `Source`; mean and std are the card's to say, and the size where the program leaves it free.
+    """See `Source`; the card states mean and std, and the size if the program takes any size.
 
     Raises:
         ConfigurationError: the file is not a saved program of one image tensor, or the card lacks mean or std.
     """
     if card.preprocess.mean is None or card.preprocess.std is None:
-        raise ConfigurationError(f"card {card.name}: preprocess: a saved program knows no mean and std; the card must say them")
+        raise ConfigurationError(f"card {card.name}: preprocess: a saved program has no mean and std; the card must state them")
     try:
         program = torch.export.load(path)
     except Exception as error:
@@ -59,7 +59,7 @@ def from_file(card: Card, path: Path) -> SourceNetwork:
 
 
 def _size(card: Card, program: torch.export.ExportedProgram) -> tuple[int, int]:
-    """Height and width of the program's image, or else the card's crop."""
+    """Height and width of the program's image; where it takes any size, those of the card's crop."""
     names = set(program.graph_signature.user_inputs)
     shapes = [
         node.meta["val"].shape
@@ -73,7 +73,7 @@ def _size(card: Card, program: torch.export.ExportedProgram) -> tuple[int, int]:
     if isinstance(height, int) and isinstance(width, int):
         return height, width
     if crop is None:
-        raise ConfigurationError(f"card {card.name}: preprocess.crop: the program takes any size; the card must say one")
+        raise ConfigurationError(f"card {card.name}: preprocess.crop: the program takes any size; the card must state one")
     return (crop, crop) if isinstance(crop, int) else crop
 
 

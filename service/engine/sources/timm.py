@@ -1,4 +1,4 @@
-"""Networks of timm, with the weights it names: a tag such as `a1_in1k`, or any repository of a hub at a pinned revision."""
+"""Networks of timm, with weights by timm's tag, such as `a1_in1k`, or of any repository of a hub at a pinned revision."""
 
 from __future__ import annotations
 
@@ -23,28 +23,30 @@ _data_config: Any = timm.data.config.resolve_data_config
 
 def from_architecture(card: Card) -> SourceNetwork:
     """See `Source`."""
-    return _built(card, _create_model(_known(card), pretrained=False, **card.architecture.args))
+    return _source_network(card, _create_model(_check_name(card), pretrained=False, **card.architecture.args))
 
 
 def from_file(card: Card, path: Path) -> SourceNetwork:
     """See `Source`."""
-    built = from_architecture(card)
-    load_into(card, built.module, read_state(card, path))
-    return built
+    network = from_architecture(card)
+    load_into(card, network.module, read_state(card, path))
+    return network
 
 
 def from_hub(card: Card) -> SourceNetwork:
     """See `Source`."""
-    name, weights = _known(card), card.weights
-    # timm leaves a classifier of another size than the one it knows of at random, without a word.
+    name, weights = _check_name(card), card.weights
+    # Without the number of classes in the configuration, timm would silently leave a classifier of another size random.
     overlay: dict[str, Any] = {key: value for key, value in card.architecture.args.items() if key == "num_classes"}
     if weights.hub is not None:
         overlay |= {"hf_hub_id": f"{weights.hub}@{weights.revision}", "url": "", "custom_load": False}
     full_name = f"{name}.{weights.name}" if weights.name else name
-    return _built(card, _create_model(full_name, pretrained=True, pretrained_cfg_overlay=overlay, **card.architecture.args))
+    module = _create_model(full_name, pretrained=True, pretrained_cfg_overlay=overlay, **card.architecture.args)
+    return _source_network(card, module)
 
 
-def _known(card: Card) -> str:
+def _check_name(card: Card) -> str:
+    """The card's name of a network, which timm must have."""
     name = card.architecture.name
     if not timm.is_model(name):
         raise ConfigurationError(f"card {card.name}: architecture.name: timm has no network {name!r}")
@@ -53,11 +55,11 @@ def _known(card: Card) -> str:
     return name
 
 
-def _built(card: Card, module: nn.Module) -> SourceNetwork:
+def _source_network(card: Card, module: nn.Module) -> SourceNetwork:
     name = f"{card.architecture.name}.{card.weights.name}" if card.weights.name else card.architecture.name
     config: dict[str, Any] = _pretrained_config(name).to_dict()
-    asked = {key: value for key, value in card.architecture.args.items() if key == "img_size"}
-    data: dict[str, Any] = _data_config(asked, pretrained_cfg=config)
+    size_args = {key: value for key, value in card.architecture.args.items() if key == "img_size"}
+    data: dict[str, Any] = _data_config(size_args, pretrained_cfg=config)
     _, height, width = data["input_size"]
     mean, std = tuple(data["mean"]), tuple(data["std"])
     if card.architecture.args.get("in_chans") == 1:

@@ -1,4 +1,4 @@
-"""Networks of torchvision, with the weights of its own hub: each file's name carries its digest, which torchvision checks."""
+"""Networks of torchvision, with the weights of its own hub: each file's name contains its digest, which torchvision checks."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ def from_architecture(card: Card) -> SourceNetwork:
 
 def from_file(card: Card, path: Path) -> SourceNetwork:
     """See `Source`."""
-    built = from_architecture(card)
-    load_into(card, built.module, read_state(card, path))
-    return built
+    network = from_architecture(card)
+    load_into(card, network.module, read_state(card, path))
+    return network
 
 
 def from_hub(card: Card) -> SourceNetwork:
-    """See `Source`; the card's weights are the name of a member of the network's weights enum."""
+    """See `Source`; the name of the card's weights is a member of the network's weights enum."""
     return SourceNetwork(_build(card, _weights(card)), _preprocessing(card))
 
 
 def _build(card: Card, weights: Any) -> nn.Module:
-    module: nn.Module = torchvision.models.get_model(_known(card), weights=weights, **card.architecture.args)
+    module: nn.Module = torchvision.models.get_model(_check_name(card), weights=weights, **card.architecture.args)
     return module
 
 
-def _known(card: Card) -> str:
+def _check_name(card: Card) -> str:
+    """The card's name of a network, which torchvision must have."""
     name = card.architecture.name
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise ConfigurationError(f"card {card.name}: architecture.name: torchvision has no classifier {name!r}")
@@ -45,13 +46,13 @@ def _known(card: Card) -> str:
 
 
 def _weights(card: Card) -> Any:
-    """The member that the card names, or the network's default."""
-    name = _known(card)
-    offered: Any = torchvision.models.get_model_weights(name)
-    chosen = card.weights.name or offered.DEFAULT.name
-    if chosen not in offered.__members__:
-        raise ConfigurationError(f"card {card.name}: weights.name: {name} has {', '.join(offered.__members__)}, not {chosen!r}")
-    return offered[chosen]
+    """The member of the weights enum that the card names, or the network's default."""
+    name = _check_name(card)
+    enum: Any = torchvision.models.get_model_weights(name)
+    member = card.weights.name or enum.DEFAULT.name
+    if member not in enum.__members__:
+        raise ConfigurationError(f"card {card.name}: weights.name: {name} has {', '.join(enum.__members__)}, not {member!r}")
+    return enum[member]
 
 
 def _preprocessing(card: Card) -> Preprocessing:

@@ -1,8 +1,8 @@
-"""Image classifiers of transformers. Nothing is pickled: weights come as safetensors, or as tensors alone.
+"""Image classifiers of transformers. No pickle is read: weights are safetensors, or the tensors of a checkpoint alone.
 
-`[architecture] name` is the library's name of a family ("vit", "swin", "convnext"), `args` what its configuration takes
-besides; weights from a hub, or with a `config.json` beside their file, bring their own configuration and preprocessing.
-The library's own choice of attention is left alone: scaled dot products wherever a family has them, each one node of the graph.
+`[architecture] name` is the library's name of a family ("vit", "swin", "convnext"), `args` are further arguments of its
+configuration; weights from a hub, or with a `config.json` beside their file, come with their configuration and preprocessing.
+The library's default attention is used: scaled dot products wherever a family has them, each a single node of the graph.
 """
 
 from __future__ import annotations
@@ -26,44 +26,46 @@ _processors: Any = transformers.AutoImageProcessor
 _classes: Any = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 _processor_classes: Any = transformers.IMAGE_PROCESSOR_MAPPING
 
-RESAMPLING: Final[dict[int, Interpolation]] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # as Pillow counts
+RESAMPLING: Final[dict[int, Interpolation]] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def from_architecture(card: Card) -> SourceNetwork:
     """See `Source`."""
     config = _config(card)
-    return _built(_class(card, config)._from_config(config), _processor(config))
+    return _source_network(_classifier_class(card, config)._from_config(config), _processor(config))
 
 
 def from_file(card: Card, path: Path) -> SourceNetwork:
-    """See `Source`; `config.json` and `preprocessor_config.json` beside the file are read where they are there."""
+    """See `Source`; `config.json` and `preprocessor_config.json` beside the file are read if they exist."""
     config = _config(card, path.parent) if (path.parent / "config.json").is_file() else _config(card)
-    # The library's own loader, not load_state_dict: it maps the parameter names of older versions.
-    module, report = _class(card, config).from_pretrained(
+    # The library's own loader is used rather than load_state_dict, for it maps the parameter names of older versions.
+    module, report = _classifier_class(card, config).from_pretrained(
         None,
         config=config,
         state_dict=read_state(card, path),
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    _check(card, report)
-    beside = (path.parent / "preprocessor_config.json").is_file()
-    return _built(module, _processors.from_pretrained(path.parent, local_files_only=True) if beside else _processor(config))
+    _check_report(card, report)
+    has_processor = (path.parent / "preprocessor_config.json").is_file()
+    return _source_network(
+        module, _processors.from_pretrained(path.parent, local_files_only=True) if has_processor else _processor(config)
+    )
 
 
 def from_hub(card: Card) -> SourceNetwork:
-    """See `Source`; a repository of the hub at a pinned revision, its safetensors."""
+    """See `Source`; the weights are the safetensors of a repository of the hub at a pinned revision."""
     hub: Any = {"pretrained_model_name_or_path": card.weights.hub, "revision": card.weights.revision}
     config = _configs.from_pretrained(**hub, **card.architecture.args)
-    module, report = _class(card, config).from_pretrained(
+    module, report = _classifier_class(card, config).from_pretrained(
         **hub,
         config=config,
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    _check(card, report)
-    return _built(module, _processors.from_pretrained(**hub))
+    _check_report(card, report)
+    return _source_network(module, _processors.from_pretrained(**hub))
 
 
 def _config(card: Card, folder: Path | None = None) -> Any:
@@ -72,32 +74,36 @@ def _config(card: Card, folder: Path | None = None) -> Any:
     return _configs.for_model(card.architecture.name, **card.architecture.args)
 
 
-def _class(card: Card, config: Any) -> Any:
-    """The class of image classifiers of a configuration's family, which must be the card's."""
+def _classifier_class(card: Card, config: Any) -> Any:
+    """The class of image classifiers of a configuration's family, which must be the card's family."""
     if config.model_type != card.architecture.name:
         raise ConfigurationError(f"card {card.name}: architecture.name: the weights are of the family {config.model_type!r}")
     if type(config) not in _classes:
         raise ConfigurationError(f"card {card.name}: architecture.name: {config.model_type} has no image classifier")
-    found = _classes[type(config)]
-    return found[0] if isinstance(found, tuple) else found
+    classes = _classes[type(config)]
+    return classes[0] if isinstance(classes, tuple) else classes
 
 
-def _check(card: Card, report: Mapping[str, Any]) -> None:
-    """Holds what was loaded to what was there, as strictly as `load_into`."""
-    faults = [f"{kind}: {name}" for kind in ("missing_keys", "unexpected_keys") for name in sorted(report[kind])]
-    faults += [f"size: {name}" for name, *_ in report["mismatched_keys"]]
-    if faults:
-        raise ConfigurationError(f"card {card.name}: weights do not fit the network: {'; '.join(faults)[:600]}")
+def _check_report(card: Card, report: Mapping[str, Any]) -> None:
+    """Checks that the loaded weights and the network have the same names and shapes, as strictly as `load_into`.
+
+    Raises:
+        ConfigurationError: names or shapes differ; the message lists the first of them.
+    """
+    differences = [f"{kind}: {name}" for kind in ("missing_keys", "unexpected_keys") for name in sorted(report[kind])]
+    differences += [f"size: {name}" for name, *_ in report["mismatched_keys"]]
+    if differences:
+        raise ConfigurationError(f"card {card.name}: weights do not fit the network: {'; '.join(differences)[:600]}")
 
 
 def _processor(config: Any) -> Any:
-    """What prepares images for a family, with its defaults but for the size of a network that takes only one."""
+    """The image processor of a family, with its defaults except the size, which is the network's if the network has one."""
     family = _processor_classes[type(config)]["pil"]
     processor, side = family(), getattr(config, "image_size", None)
     return family(size={"height": side, "width": side}) if side and processor.size.get("height") else processor
 
 
-def _built(module: Any, processor: Any) -> SourceNetwork:
+def _source_network(module: Any, processor: Any) -> SourceNetwork:
     assert isinstance(module, nn.Module)
     return SourceNetwork(returning(module, _logits), preprocessing_of(processor))
 
@@ -108,10 +114,10 @@ def _logits(output: Any) -> Tensor:
 
 
 def preprocessing_of(processor: Any) -> Preprocessing:
-    """What an image processor does, in this service's words.
+    """The preprocessing that is equal to an image processor of the library.
 
-    A size of height and width squashes the whole image into it; a shortest edge keeps the shape and wants a crop. ConvNeXT's
-    processor crops too, by a ratio, where its edge is shorter than 384.
+    A processor with a size of height and width squashes the whole image to it; one with a shortest edge keeps the aspect ratio
+    and crops. ConvNeXT's processor crops too, by a ratio, if its edge is shorter than 384.
     """
     size, crop, ratio = processor.size, processor.crop_size, getattr(processor, "crop_pct", None)
     edge: int | None = size.get("shortest_edge")
