@@ -82,20 +82,6 @@ def running(settings: Settings) -> Iterator[Running]:
     assert not thread.is_alive()
 
 
-# Matrices over many networks and methods, and whole galleries of models: `make test-slow` runs them.
-SLOW = (
-    "parity/test_methods", "parity/test_ablation", "parity/test_scorecam", "parity/test_captum", "parity/test_guided",
-    "parity/test_surrogates", "parity/test_tokens", "seeds/", "test_measures", "test_faithfulness", "cli/test_evaluate_files",
-    "engine/cards/test_shipped_cards",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if any(part in item.path.as_posix() for part in SLOW):
-            item.add_marker(pytest.mark.slow)
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = (report for kind in terminalreporter.stats.values() for report in kind)
     for table in matrix.write(reports, Path(__file__).parents[1] / "build" / "parity"):

@@ -79,9 +79,8 @@ def violations(source: str, room: str, inner: str = "") -> list[str]:
             target = rest[0] if rest else ""
             if target not in MAY_IMPORT[room] | {room, "", "__version__"}:
                 found.append(f"line {line}: {room} must not import {module}")
-            elif room == target == "engine" and inner and len(rest) > 1:
-                if rest[1] not in ENGINE_MAY_IMPORT[inner] | {inner}:
-                    found.append(f"line {line}: engine/{inner} must not import {module}")
+            elif room == target == "engine" and inner and {*rest[1:2]} - ENGINE_MAY_IMPORT[inner] - {inner}:
+                found.append(f"line {line}: engine/{inner} must not import {module}")
         elif top in TORCH and room != "engine":
             found.append(f"line {line}: only engine imports {top}")
         elif top in HTTP and room not in {"api"} | ROOF:

@@ -35,14 +35,14 @@ def prepare_device(device: str, threads: int) -> torch.device:
     available = torch.cuda.device_count()
     if device == "auto":
         device = "cuda" if available else "cpu"
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and (chosen.index or 0) >= available:
+    torch_device = torch.device(device)
+    if torch_device.type == "cuda" and (torch_device.index or 0) >= available:
         raise ConfigurationError(f"device: {device} does not exist: {available} CUDA devices are visible; use cpu or auto")
     torch.set_num_threads(max(1, threads))
     # Precision fp32 computes in float32: by default cuDNN would round convolutions to TF32.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    return chosen
+    return torch_device
 
 
 def release_memory() -> None:

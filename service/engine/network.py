@@ -265,7 +265,7 @@ class Network:
     def _normalize(self, pixels: NDArray[np.uint8]) -> Tensor:
         """uint8 RGB ``[N, h, w, 3]`` -> float32 ``[N, C, h, w]`` with the card's mean and standard deviation, on the device.
 
-        A network of one channel sees the luminance (ITU-R BT.601, as Pillow's "L").
+        The input of a network of one channel is the luminance (ITU-R BT.601, as in Pillow's mode "L").
         """
         images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
         floats = images.to(torch.float32, memory_format=torch.contiguous_format)

@@ -12,6 +12,8 @@ from service.cli import app
 from tests.commands import invoke
 from tests.photographs import COFFEE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:

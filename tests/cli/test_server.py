@@ -1,4 +1,4 @@
-"""The server from start to stop, in this process: real signals, a real port, a small network. Load is in tests/test_load.py."""
+"""The server from start to stop, in this process: real signals, a real port, a small network. Load is in tests/e2e."""
 
 from __future__ import annotations
 

@@ -44,9 +44,7 @@ print(json.dumps({"status": answer.status_code, "files": sorted(entered)}))
 
 
 def test_an_overlay_enters_few_files() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     files = json.loads(done.stdout.splitlines()[-1])["files"]
     # The rooms that any overlay needs, so that a hook that counts nothing does not pass.

@@ -18,6 +18,8 @@ from tests.parity.matrix import NETWORKS, Record
 from tests.parity.oracle import hold, library, ready
 from tests.parity.subjects import WIDE
 
+pytestmark = pytest.mark.slow
+
 ROWS = 64
 
 

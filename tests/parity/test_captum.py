@@ -20,6 +20,8 @@ from tests.parity.matrix import Record
 from tests.parity.oracle import hold_raw
 from tests.parity.subjects import SMALL, Subject
 
+pytestmark = pytest.mark.slow
+
 nine = pytest.mark.parametrize("subject", SMALL.values(), ids=list(SMALL))
 
 

@@ -21,7 +21,7 @@ from tests.parity.subjects import SMALL, Subject
 OTHERS = (nn.ReLU6, nn.GELU, nn.Hardswish)
 CONVENTION = "captum's rule bound to ReLU6, GELU and Hardswish too, as in the service"
 nine = pytest.mark.parametrize("subject", SMALL.values(), ids=list(SMALL))
-pytestmark = pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations:UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations:UserWarning")]
 
 
 class AsReLU(nn.ReLU):

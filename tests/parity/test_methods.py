@@ -22,6 +22,8 @@ from tests.parity.matrix import NETWORKS, Record
 from tests.parity.oracle import Maps, channels_first, edited, hold, library
 from tests.parity.subjects import WIDE
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (7, 8)
 
 

@@ -11,6 +11,8 @@ from tests.parity.matrix import NETWORKS, Record
 from tests.parity.oracle import functional, hold_raw, ready
 from tests.parity.subjects import SMALL
 
+pytestmark = pytest.mark.slow
+
 # Early, where channels are few.
 LAYERS = {
     "resnet18": "layer1",

@@ -19,6 +19,8 @@ from tests.parity.matrix import Record
 from tests.parity.oracle import hold_raw
 from tests.parity.subjects import SMALL, Subject
 
+pytestmark = pytest.mark.slow
+
 SEGMENTS, SAMPLES, SEED = 9, 24, 3
 nine = pytest.mark.parametrize("subject", SMALL.values(), ids=list(SMALL))
 

@@ -23,6 +23,8 @@ from service.vocabulary import Preprocessing
 from tests.networks import seeded
 from tests.parity.oracle import channels_last, library, tokens
 
+pytestmark = pytest.mark.slow
+
 CLASSES = (3, 0, 9)
 
 

@@ -14,6 +14,8 @@ from service.engine.sources import load
 from service.engine.types import EngineResult
 from service.settings import REPOSITORY_MODELS
 
+pytestmark = pytest.mark.slow
+
 CARDS = read_cards(REPOSITORY_MODELS)
 FIXED = {"vit_b_16", "vit_base_patch16_224"}  # take images of one size only
 SIDE = 128  # elsewhere: exporting costs the same, running less

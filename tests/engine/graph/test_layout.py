@@ -22,7 +22,7 @@ from service.engine.network import Network
 from service.engine.sources import LoadedNetwork
 from service.engine.types import EngineResult, LayerInfo
 from service.errors import ConfigurationError
-from service.vocabulary import Preprocessing
+from service.vocabulary import LayoutKind, Preprocessing
 from tests.networks import Pooled, network, seeded
 
 SIZE = (64, 96)
@@ -65,40 +65,44 @@ def swin() -> nn.Module:
     return module
 
 
+def info(name: str, channels: int, grid: tuple[int, int], layout: LayoutKind = "nchw") -> LayerInfo:
+    return LayerInfo(name=name, channels=channels, grid=grid, layout=layout)
+
+
 DEFAULTS: dict[str, tuple[Callable[[], nn.Module], LayerInfo]] = {
-    "resnet": (made("resnet10t"), LayerInfo(name="layer4", channels=512, grid=(2, 3), layout="nchw")),
-    "last activation": (made("resnetv2_18", layers=(1, 1, 1, 1)), LayerInfo(name="norm", channels=512, grid=(2, 3), layout="nchw")),
-    "densenet": (made("densenet121", block_config=(1, 1, 1, 1)), LayerInfo(name="features", channels=68, grid=(2, 3), layout="nchw")),
+    "resnet": (made("resnet10t"), info("layer4", 512, (2, 3))),
+    "last activation": (made("resnetv2_18", layers=(1, 1, 1, 1)), info("norm", 512, (2, 3))),
+    "densenet": (made("densenet121", block_config=(1, 1, 1, 1)), info("features", 68, (2, 3))),
     "before the pool that keeps a grid": (
-        lambda: torchvision.models.alexnet(num_classes=10), LayerInfo(name="features", channels=256, grid=(1, 2), layout="nchw"),
+        lambda: torchvision.models.alexnet(num_classes=10), info("features", 256, (1, 2)),
     ),
     "permutes within its blocks": (
         lambda: torchvision.models.ConvNeXt(
             [torchvision.models.convnext.CNBlockConfig(16, 32, 1), torchvision.models.convnext.CNBlockConfig(32, None, 1)],
             num_classes=10,
         ),
-        LayerInfo(name="features", channels=32, grid=(8, 12), layout="nchw"),
+        info("features", 32, (8, 12)),
     ),
-    "mixer": (made("mixer_s32_224", img_size=SIZE), LayerInfo(name="norm", channels=512, grid=(2, 3), layout="tokens")),
-    "channels last": (ChannelsLast, LayerInfo(name="block", channels=8, grid=(8, 12), layout="nhwc")),
-    "swin": (swin, LayerInfo(name="features.3.1.norm1", channels=48, grid=(8, 12), layout="nhwc")),
+    "mixer": (made("mixer_s32_224", img_size=SIZE), info("norm", 512, (2, 3), "tokens")),
+    "channels last": (ChannelsLast, info("block", 8, (8, 12), "nhwc")),
+    "swin": (swin, info("features.3.1.norm1", 48, (8, 12), "nhwc")),
     "class token": (
         made("vit_tiny_patch16_224", img_size=SIZE, depth=2),
-        LayerInfo(name="blocks.1.norm1", channels=192, grid=(4, 6), layout="tokens"),
+        info("blocks.1.norm1", 192, (4, 6), "tokens"),
     ),
     "as wide as it has patches": (
         made("vit_tiny_patch16_224", img_size=SIZE, depth=2, embed_dim=24, num_heads=2),
-        LayerInfo(name="blocks.1.norm1", channels=24, grid=(4, 6), layout="tokens"),
+        info("blocks.1.norm1", 24, (4, 6), "tokens"),
     ),
     "rotary positions and registers": (
         made("vit_small_patch16_dinov3", img_size=SIZE, depth=2),
-        LayerInfo(name="blocks.1.norm1", channels=384, grid=(4, 6), layout="tokens"),
+        info("blocks.1.norm1", 384, (4, 6), "tokens"),
     ),
     "attention that pools": (
         made("vit_base_patch16_siglip_224", img_size=SIZE, depth=1),
-        LayerInfo(name="norm", channels=768, grid=(4, 6), layout="tokens"),
+        info("norm", 768, (4, 6), "tokens"),
     ),
-    "convolutions after attention": (made("mobilevitv2_050"), LayerInfo(name="stages", channels=256, grid=(2, 4), layout="nchw")),
+    "convolutions after attention": (made("mobilevitv2_050"), info("stages", 256, (2, 4))),
 }  # fmt: skip
 
 

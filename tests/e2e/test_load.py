@@ -26,7 +26,7 @@ from tests.photographs import ALL
 Map = NDArray[np.float32]
 
 REQUESTS = 400
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @contextmanager

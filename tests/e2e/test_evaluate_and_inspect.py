@@ -17,6 +17,8 @@ from service.imaging.plots import GREY, OKABE_ITO
 from tests.conftest import Running
 from tests.photographs import CHELSEA, COFFEE
 
+pytestmark = pytest.mark.slow
+
 TABBY, PUZZLE = 281, 918  # a class that is in the image of Chelsea, and one that is not
 
 

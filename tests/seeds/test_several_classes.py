@@ -8,6 +8,8 @@ import pytest
 from tests.conftest import Running
 from tests.photographs import CHELSEA
 
+pytestmark = pytest.mark.slow
+
 CLASSES = (245, 281, 799, 918, 537)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 
 import httpx
+import pytest
 from PIL import Image
 
 from tests.conftest import Running
 from tests.photographs import CHELSEA
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_bull_mastiff_of_vgg16_as_a_panel(gallery: Running) -> None:

@@ -9,10 +9,13 @@ import io
 
 import httpx
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.conftest import Running
 from tests.photographs import CHELSEA
+
+pytestmark = pytest.mark.slow
 
 CLASSES = (99, 211, 281, 285, 515, 0)
 

@@ -18,6 +18,8 @@ from tests.commands import invoke
 from tests.conftest import Running
 from tests.photographs import CHINA, COFFEE
 
+pytestmark = pytest.mark.slow
+
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
 

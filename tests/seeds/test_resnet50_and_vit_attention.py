@@ -8,10 +8,13 @@ import io
 
 import httpx
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.conftest import Running
 from tests.photographs import COFFEE
+
+pytestmark = pytest.mark.slow
 
 
 def test_grad_cam_of_layer4_for_the_bear_side_by_side(gallery: Running) -> None:

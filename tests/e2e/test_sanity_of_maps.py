@@ -24,6 +24,8 @@ from service.settings import REPOSITORY_MODELS
 from tests.conftest import Running
 from tests.photographs import ALL
 
+pytestmark = pytest.mark.slow
+
 # Maps of a class: not those of activations alone, nor of what is known to fail (guided backpropagation says so itself).
 FAMILIES = {"gradient at a layer", "head of the network", "fine-grained"}
 # These add up what speaks for the class and leave out what speaks against it; where every channel's weight is as likely to be
