@@ -22,8 +22,6 @@ from service.explain.results import (
 from service.vocabulary import MEDIA_TYPES, STAGES, Delivery
 
 ALIASES: Final = {"image/jpg": "image/jpeg"}
-# Of the JSON answer; a dataclass has the fields that it inherits first.
-FIELD_ORDER: Final = ("id", "model", "results", "timings_ms", "batch_size")
 # What each shape of answer can be sent as, the default first.
 OFFERS: Final[dict[type, tuple[Delivery, ...]]] = {
     PredictResponse: ("json",),
@@ -117,9 +115,7 @@ def json_response(value: object) -> Response:
     return Response(orjson.dumps(value), media_type="application/json")
 
 
-def answer_response(
-    answer: Answer, request_id: str, response: type[PredictResponse] | type[ExplainResponse] | type[InspectResponse]
-) -> Response:
+def answer_response(answer: Answer, request_id: str, response: type[PredictResponse]) -> Response:
     """The answer as the client will get it.
 
     Args:
@@ -138,8 +134,7 @@ def answer_response(
         return Response(answer.media.data, headers=headers | _provenance(answer), media_type=answer.media.media_type)
     results: Any = answer.results  # the explainer gives the results that the response names
     body = response(id=request_id, model=answer.model, results=results, timings_ms=answer.timings, batch_size=answer.batch_size)
-    ordered = {name: getattr(body, name) for name in FIELD_ORDER}
-    return Response(orjson.dumps(ordered), headers=headers, media_type="application/json")
+    return Response(orjson.dumps(body), headers=headers, media_type="application/json")
 
 
 def _provenance(answer: Answer) -> dict[str, str]:

@@ -171,7 +171,7 @@ async def _answer(
     services: Services,
     model: str | None,
     accepted: type[OptionsT],
-    response: type[PredictResponse] | type[ExplainResponse] | type[InspectResponse],
+    response: type[PredictResponse],
     ask: Ask[OptionsT],
 ) -> Response:
     """Answers a request: reads it, asks the explainer, writes what that says.

@@ -27,7 +27,9 @@ class FormImages(BaseModel):
 
 
 class PredictJson(PredictOptions, JsonImages):
-    """Images in base64 beside the options: `images`, or `image` for one."""
+    """Images in base64 beside the options: `images`, or `image` for one. Options of /explain are accepted too."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 class ExplainJson(ExplainOptions, JsonImages):
@@ -39,7 +41,9 @@ class InspectJson(InspectOptions, JsonImages):
 
 
 class PredictForm(PredictOptions, FormImages):
-    """File parts beside the options."""
+    """File parts beside the options. Options of /explain are accepted too."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 class ExplainForm(ExplainOptions, FormImages):

@@ -4,7 +4,7 @@
     image/*, octet-stream, none    the body is the image; so it is under the label that `curl --data-binary` puts on any body
     application/json               images in base64 beside the options
 
-Options of the query string go with each form: an option given in the body replaces the same option of the query string, an empty
+Options of the query string go with each form: an option in the body replaces the same option of the query string, an empty
 one counts as not given, and only `class_id`, `class_name` and `layer` may be given more than once. Limits are counted while
 reading, cheapest check first.
 """

@@ -165,32 +165,32 @@ class InspectResult(PredictResult):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Envelope:
+class PredictResponse:
+    """The predictions for every image."""
+
     __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
     id: Annotated[str, Field(description="The request's id.")]
     model: ModelIdentity
+    results: Annotated[tuple[PredictResult, ...], Field(description="One for each image, in the order sent.")]
     timings_ms: Timings
     batch_size: Annotated[int, Field(description="Images in the network's pass that answered this request; 0 of a hit.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictResponse(_Envelope):
-    """The predictions for every image."""
-
-    results: Annotated[tuple[PredictResult, ...], Field(description="One for each image, in the order sent.")]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExplainResponse(_Envelope):
+class ExplainResponse(PredictResponse):
     """The explanations of every image."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
     results: Annotated[tuple[ExplainResult, ...], Field(description="One for each image, in the order sent.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InspectResponse(_Envelope):
+class InspectResponse(PredictResponse):
     """What layers do, for every image."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
     results: Annotated[tuple[InspectResult, ...], Field(description="One for each image, in the order sent.")]
 

@@ -1,6 +1,7 @@
-"""How an image meets a network's input, and the way back. Knows boxes and pixels; knows no file, network or colour map.
+"""The placement of an image in a network's input: resampling of the image to the input, and of a map back to the image.
 
-Boxes are (left, top, right, bottom). Sizes are (width, height), but `input_size` is (height, width), as arrays have it.
+This module knows no file, network or colour map. Boxes are (left, top, right, bottom). Sizes are (width, height), except
+`input_size`, which is (height, width), as in the shape of an array.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ _REDUCING_GAP: Final = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Which part of an image lies where in the input.
+    """The part of an image that is resampled, and its place in the input.
 
     Attributes:
         input_size: (height, width) of the input in pixels.
-        source: box in the upright original that is resampled; not on whole pixels.
-        window: box in the input where it lies; the whole input but for padding.
-        region: box in the upright original that the network saw, on whole pixels.
+        source: box in the upright original that is resampled, in fractions of pixels.
+        window: box in the input to which `source` is resampled; the whole input without the padding.
+        region: `source` rounded to whole pixels: the box in the upright original that is the network's input.
         original: (width, height) of the upright original.
     """
 
@@ -44,39 +45,41 @@ class Placement:
 
     @property
     def reduction(self) -> float:
-        """How many pixels of the original become one of the input, across or down, whichever are fewer."""
+        """The width or height of a pixel of the input, in pixels of the original, whichever is smaller."""
         left, top, right, bottom = self.source
         columns, rows = self.window[2] - self.window[0], self.window[3] - self.window[1]
         return min((right - left) / columns, (bottom - top) / rows)
 
 
 def place(width: int, height: int, preprocessing: Preprocessing, fit: Fit) -> Placement:
-    """Decide how an image of `width` by `height` pixels is laid into the input.
+    """The placement of an image of `width` by `height` pixels in the input.
 
-    `crop` is torchvision's ``Resize(short side)`` and ``CenterCrop``, to the pixel. `squash` stretches the whole image, `pad`
-    keeps its shape and leaves margins, `native` takes it as it is.
+    `crop` is torchvision's ``Resize(short side)`` and ``CenterCrop``, to the pixel. `squash` resizes the whole image to the
+    input, `pad` keeps its aspect ratio and pads it, `native` uses the image itself as the input.
     """
     if fit == "native":
-        return _placement((height, width), (0, 0, width, height), (0, 0, width, height), (width, height))
+        return _make_placement((height, width), (0, 0, width, height), (0, 0, width, height), (width, height))
     input_size = (preprocessing.height, preprocessing.width)
     if fit == "squash":
-        return _placement(input_size, (0, 0, width, height), (0, 0, preprocessing.width, preprocessing.height), (width, height))
+        return _make_placement(
+            input_size, (0, 0, width, height), (0, 0, preprocessing.width, preprocessing.height), (width, height)
+        )
     if fit == "pad":
         scale = min(preprocessing.width / width, preprocessing.height / height)
         columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
         left, top = (preprocessing.width - columns) // 2, (preprocessing.height - rows) // 2
-        return _placement(input_size, (0, 0, width, height), (left, top, left + columns, top + rows), (width, height))
+        return _make_placement(input_size, (0, 0, width, height), (left, top, left + columns, top + rows), (width, height))
 
-    columns, rows = _resized(width, height, preprocessing)
-    left, crop_left, crop_width = _centre(columns, preprocessing.width)
-    top, crop_top, crop_height = _centre(rows, preprocessing.height)
-    across, down = width / columns, height / rows
-    source = (crop_left * across, crop_top * down, (crop_left + crop_width) * across, (crop_top + crop_height) * down)
-    return _placement(input_size, source, (left, top, left + crop_width, top + crop_height), (width, height))
+    columns, rows = _size_before_crop(width, height, preprocessing)
+    left, crop_left, crop_width = _center_crop(columns, preprocessing.width)
+    top, crop_top, crop_height = _center_crop(rows, preprocessing.height)
+    scale_x, scale_y = width / columns, height / rows
+    source = (crop_left * scale_x, crop_top * scale_y, (crop_left + crop_width) * scale_x, (crop_top + crop_height) * scale_y)
+    return _make_placement(input_size, source, (left, top, left + crop_width, top + crop_height), (width, height))
 
 
 def mean_color(preprocessing: Preprocessing) -> tuple[int, int, int]:
-    """The RGB colour, 0..255, that is 0 once it is normalised: that of the margins of a padded image."""
+    """The RGB colour, 0..255, whose normalised value is 0: the colour of padding."""
     red, *others = (round(255 * mean) for mean in preprocessing.mean)
     green, blue = others or (red, red)
     return red, green, blue
@@ -89,18 +92,18 @@ def resample(
     fill: tuple[int, int, int],
     reduction: int = 1,
 ) -> NDArray[np.uint8]:
-    """Resample an image to the network's input.
+    """Resamples an image to the network's input.
 
-    One resize makes the crop alone. Pillow's filter looks beyond the box that it is given, so that the result is that of a
-    resize of the whole image and a crop after it. An image more than six times too large is first reduced to at least three
-    times the size by averaging whole pixels, which Pillow's documentation calls hardly to be told from the filter alone.
+    A single resize computes the crop. Pillow's filter reads pixels beyond its box, so the result is equal to a resize of the
+    whole image followed by a crop. An image more than six times too large is first reduced to at least three times the size by
+    averaging whole pixels; according to Pillow's documentation the difference to the filter alone is barely noticeable.
 
     Args:
         rgb: uint8 ``[H, W, 3]``, the upright original.
         placement: from `place`, for the original's size.
         interpolation: Pillow's filter.
-        fill: RGB of the margins of a padded image.
-        reduction: how many pixels of the original, across and down, one of `rgb` stands for.
+        fill: RGB colour of the padding.
+        reduction: width and height, in pixels of the original, of one pixel of `rgb`.
 
     Returns:
         uint8 ``[h, w, 3]``, contiguous.
@@ -108,77 +111,80 @@ def resample(
     left, top, right, bottom = placement.window
     size = (right - left, bottom - top)
     if size == placement.original and placement.region == (0, 0, *size):
-        part = rgb
+        content = rgb
     else:
-        image, how = Image.fromarray(rgb), _RESAMPLING[interpolation]
+        image, resampling = Image.fromarray(rgb), _RESAMPLING[interpolation]
         box = (
             placement.source[0] / reduction,
             placement.source[1] / reduction,
             placement.source[2] / reduction,
             placement.source[3] / reduction,
         )
-        part = np.asarray(image.resize(size, how, box, _REDUCING_GAP), np.uint8)
-    if part.shape[:2] == placement.input_size:
-        return np.ascontiguousarray(part)
+        content = np.asarray(image.resize(size, resampling, box, _REDUCING_GAP), np.uint8)
+    if content.shape[:2] == placement.input_size:
+        return np.ascontiguousarray(content)
     canvas = np.empty((*placement.input_size, 3), np.uint8)
     canvas[:] = fill
-    canvas[top:bottom, left:right] = part
+    canvas[top:bottom, left:right] = content
     return canvas
 
 
 def fit_size(width: int, height: int, longest: int) -> tuple[int, int]:
-    """(width, height) at the scale that makes the longest side `longest` pixels."""
+    """(width, height) at the scale at which the longest side has `longest` pixels."""
     scale = longest / max(height, width)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def resize_image(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """An image, uint8 ``[H, W, 3]``, at another size of the same shape, but for rounding."""
+    """Resizes an image, uint8 ``[H, W, 3]``, to a size of the same aspect ratio, up to rounding."""
     if rgb.shape[:2] == (height, width):
         return rgb
-    how = cv2.INTER_AREA if width < rgb.shape[1] else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(rgb, (width, height), interpolation=how), np.uint8)
+    interpolation = cv2.INTER_AREA if width < rgb.shape[1] else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(rgb, (width, height), interpolation=interpolation), np.uint8)
 
 
 def resize_region(placement: Placement, width: int, height: int) -> Box:
     """`placement.region` in pixels of the original scaled to `width` by `height`; never empty."""
-    across, down = width / placement.original[0], height / placement.original[1]
+    scale_x, scale_y = width / placement.original[0], height / placement.original[1]
     left, top, right, bottom = placement.region
-    return _whole((left * across, top * down, right * across, bottom * down), width, height)
+    return _round_box((left * scale_x, top * scale_y, right * scale_x, bottom * scale_y), width, height)
 
 
 def place_map(values: NDArray[np.float32], placement: Placement, width: int, height: int) -> NDArray[np.float32]:
-    """Draw a map of the network's input on an image of the original.
+    """Resamples a map of the network's input to the original image.
 
     Args:
         values: float32 ``[h, w]`` at the input's size.
-        placement: how the original was laid into the input.
-        width: of the image, the original at any scale.
-        height: of the image.
+        placement: the placement of the original in the input.
+        width: width of the result, the original at any scale.
+        height: height of the result.
 
     Returns:
-        float32 ``[height, width]``: the map where the network looked, 0 elsewhere.
+        float32 ``[height, width]``: the map in the placement's region, 0 elsewhere.
     """
     left, top, right, bottom = placement.window
-    seen = np.ascontiguousarray(values[top:bottom, left:right])
+    region_map = np.ascontiguousarray(values[top:bottom, left:right])
     left, top, right, bottom = resize_region(placement, width, height)
-    if seen.shape != (bottom - top, right - left):
-        seen = np.asarray(cv2.resize(seen, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR), np.float32)
-    if seen.shape == (height, width):
-        return seen
+    if region_map.shape != (bottom - top, right - left):
+        region_map = np.asarray(
+            cv2.resize(region_map, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR), np.float32
+        )
+    if region_map.shape == (height, width):
+        return region_map
     canvas = np.zeros((height, width), np.float32)
-    canvas[top:bottom, left:right] = seen
+    canvas[top:bottom, left:right] = region_map
     return canvas
 
 
-def _placement(
+def _make_placement(
     input_size: tuple[int, int], source: tuple[float, float, float, float], window: Box, original: tuple[int, int]
 ) -> Placement:
-    return Placement(input_size=input_size, source=source, window=window, region=_whole(source, *original), original=original)
+    region = _round_box(source, *original)
+    return Placement(input_size=input_size, source=source, window=window, region=region, original=original)
 
 
-def _resized(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    """The size before the crop; the long side is cut to a whole number as torchvision does, not rounded."""
+def _size_before_crop(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """(width, height) of the resized image before the crop; the long side is truncated as in torchvision, not rounded."""
     if preprocessing.resize is None:
         scale = max(preprocessing.width / width, preprocessing.height / height)
         return max(preprocessing.width, round(width * scale)), max(preprocessing.height, round(height * scale))
@@ -187,14 +193,14 @@ def _resized(width: int, height: int, preprocessing: Preprocessing) -> tuple[int
     return int(preprocessing.resize * width / height), preprocessing.resize
 
 
-def _centre(length: int, wanted: int) -> tuple[int, int, int]:
-    """Centre `wanted` pixels on a side of `length`: (where they start in the input, where in the side, how many there are)."""
-    if length < wanted:
-        return (wanted - length) // 2, 0, length
-    return 0, round((length - wanted) / 2), wanted
+def _center_crop(length: int, crop: int) -> tuple[int, int, int]:
+    """A crop of `crop` pixels in the centre of a side: (start in the input, start in the side, number of pixels)."""
+    if length < crop:
+        return (crop - length) // 2, 0, length
+    return 0, round((length - crop) / 2), crop
 
 
-def _whole(box: tuple[float, float, float, float], width: int, height: int) -> Box:
-    """The nearest box on whole pixels that lies in the image and holds at least one of them."""
+def _round_box(box: tuple[float, float, float, float], width: int, height: int) -> Box:
+    """The nearest box on whole pixels that is inside the image and contains at least one pixel."""
     left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
     return left, top, min(max(round(box[2]), left + 1), width), min(max(round(box[3]), top + 1), height)

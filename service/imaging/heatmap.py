@@ -1,7 +1,8 @@
-"""Signed maps of logit units to maps that can be read and drawn. Knows no image and no colour.
+"""Scales signed maps in logit units to heatmaps for delivery and rendering. This module knows no image and no colour.
 
-The way of one class: polarity; per layer a scale and a resize to the input; the mean over layers; the scale again. With
-`minmax` it is pytorch-grad-cam 1.5.7's to the bit: `compute_cam_per_layer`, `aggregate_multi_layers`, `scale_cam_image`.
+The steps for one class: polarity; per layer a scale and a resize to the input; the mean over layers; the scale again. With
+`minmax` the result is bit-identical to pytorch-grad-cam 1.5.7's `compute_cam_per_layer`, `aggregate_multi_layers` and
+`scale_cam_image`.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ _EPSILON: Final = 1e-7  # pytorch-grad-cam's
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heatmap:
-    """One class's map.
+    """The heatmap of one class.
 
     Attributes:
-        values: float32 ``[h, w]`` at the input's size, scaled as asked: what is delivered.
-        shades: float32 ``[h, w]``, what is drawn: 0..1, or -1..1 where `signed`.
-        signed: whether negative values mean something (polarity `both`).
-        raw_min: lowest cell of the grids before scaling, of the asked polarity, in logit units.
-        raw_max: highest cell.
-        blank: whether no cell has the asked sign; values and shades are then zero.
+        values: float32 ``[h, w]`` at the input's size, scaled as requested, for delivery.
+        shades: float32 ``[h, w]``, 0..1, or -1..1 where `signed`, for rendering.
+        signed: whether values are signed (polarity `both`).
+        raw_min: lowest cell of the grids before scaling, of the requested polarity, in logit units.
+        raw_max: highest cell of those grids.
+        blank: whether no cell has the requested sign; values and shades are then zero.
         grid: (rows, columns) of the first layer's map.
     """
 
@@ -52,16 +53,16 @@ def scale_maps(
     input_size: tuple[int, int],
     clip: tuple[float, float] = (0, 100),
 ) -> tuple[Heatmap, ...]:
-    """Render the maps of one image's classes.
+    """Scales the maps of one image's classes.
 
     Args:
         maps: for each class, for each layer, a signed grid ``[gh, gw]`` in logit units.
-        polarity: `positive` keeps what speaks for the class, `negative` what speaks against it, `both` keeps signs.
-        scale: `minmax` takes each map to 0..1, `max` divides by its own peak, `shared` by the peak of all classes, `none` keeps
-            logit units. Signed maps keep their zero: `minmax` is then `max`.
+        polarity: `positive` keeps evidence for the class, `negative` evidence against it, `both` keeps signs.
+        scale: `minmax` scales each map to 0..1, `max` divides it by its own peak, `shared` by the peak of all classes, `none`
+            keeps logit units. Signed maps keep their zero: `minmax` is then `max`.
         input_size: (height, width) of the network's input.
-        clip: percentiles of the drawn map: what is below the first shows as lowest, above the second as highest. With `shared`
-            they are those of all classes together, so that clipping does not undo the sharing.
+        clip: percentiles of the shades: values below the first become the lowest shade, values above the second the highest.
+            With `shared` they are percentiles of all classes together, so that clipping does not undo the shared scale.
 
     Returns:
         One heatmap per class, in order.
@@ -70,13 +71,13 @@ def scale_maps(
     grids = [[_polarize(grid, polarity) for grid in layers] for layers in maps]
     if scale == "none":
         values = [_fuse(layers, input_size) for layers in grids]
-        shades = [_by_peak([fused])[0] for fused in values]
+        shades = [_divide_by_peak([value])[0] for value in values]
     elif scale == "shared":
-        by_layer = [_by_peak(layer) for layer in zip(*grids, strict=True)]
-        values = _by_peak([_fuse(layers, input_size) for layers in zip(*by_layer, strict=True)])
+        by_layer = [_divide_by_peak(layer) for layer in zip(*grids, strict=True)]
+        values = _divide_by_peak([_fuse(layers, input_size) for layers in zip(*by_layer, strict=True)])
         shades = values
     else:
-        rescale = _minmax if scale == "minmax" and not signed else _by_own_peak
+        rescale = _minmax if scale == "minmax" and not signed else _divide_by_own_peak
         values = [rescale(_fuse([rescale(grid) for grid in layers], input_size)) for layers in grids]
         shades = values
     shades = _clip(shades, clip) if scale == "shared" else [_clip([shade], clip)[0] for shade in shades]
@@ -101,23 +102,23 @@ def _polarize(grid: Map, polarity: Polarity) -> Map:
 
 
 def _fuse(layers: Sequence[Map], input_size: tuple[int, int]) -> Map:
-    """Every layer's grid, resized to the input, then their mean."""
+    """The mean of every layer's grid, resized to the input."""
     height, width = input_size
     resized = [cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR) for grid in layers]
     return np.asarray(np.mean(resized, axis=0), np.float32)
 
 
 def _minmax(values: Map) -> Map:
-    shifted = values - values.min()
-    return np.asarray(shifted / (_EPSILON + shifted.max()), np.float32)
+    differences = values - values.min()
+    return np.asarray(differences / (_EPSILON + differences.max()), np.float32)
 
 
-def _by_own_peak(values: Map) -> Map:
-    return _by_peak([values])[0]
+def _divide_by_own_peak(values: Map) -> Map:
+    return _divide_by_peak([values])[0]
 
 
-def _by_peak(maps: Sequence[Map]) -> list[Map]:
-    """Divide by the largest magnitude in all of them; zeros stay zeros."""
+def _divide_by_peak(maps: Sequence[Map]) -> list[Map]:
+    """Divides maps by the largest magnitude in all of them; maps of zeros stay unchanged."""
     peak = max(float(np.abs(values).max()) for values in maps)
     if peak == 0:
         return list(maps)
@@ -125,16 +126,17 @@ def _by_peak(maps: Sequence[Map]) -> list[Map]:
 
 
 def _clip(maps: list[Map], percentiles: tuple[float, float]) -> list[Map]:
-    """Vertex AI's `clip_percent_lowerbound` and `clip_percent_upperbound`, over magnitudes where there are signs."""
+    """Clips maps at percentiles of their magnitudes, as Vertex AI's `clip_percent_lowerbound` and `clip_percent_upperbound`."""
     if percentiles[0] <= 0 and percentiles[1] >= 100:
         return maps
     low, high = (float(bound) for bound in np.percentile(np.abs(np.stack(maps)), percentiles))
     return [np.sign(values) * _stretch(np.abs(values), low, high) for values in maps]
 
 
-def _stretch(size: Map, low: float, high: float) -> Map:
+def _stretch(magnitudes: Map, low: float, high: float) -> Map:
+    """Maps magnitudes from low..high to 0..1."""
     if high > low:
-        # In double precision: the bounds may be closer together than single precision can divide by.
-        return ((np.clip(size.astype(np.float64), low, high) - low) / (high - low)).astype(np.float32)
-    # Both bounds lie in one flat stretch, such as the dark ground of a map: what rises above it is highest.
-    return (size > low).astype(np.float32)
+        # Double precision is used because the range may be too narrow for single precision to divide by.
+        return ((np.clip(magnitudes.astype(np.float64), low, high) - low) / (high - low)).astype(np.float32)
+    # Both percentiles are equal, as in a map that is zero almost everywhere: values above them become the highest.
+    return (magnitudes > low).astype(np.float32)

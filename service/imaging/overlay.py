@@ -1,6 +1,6 @@
-"""A heatmap in colour, alone or over an image. Knows arrays only; the blend is 8-bit arithmetic, no brightness is rescaled.
+"""Renders a heatmap in colour, alone or over an image. It blends arrays in 8-bit arithmetic and rescales no brightness.
 
-Colour maps have 256 colours each: OpenCV's under its own names, and one of ours for signed maps.
+Colour maps have 256 colours each: those of OpenCV by OpenCV's names, and a diverging one for signed maps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAMES: Final = ("none", *_OPENCV, "diverging")
 # ColorBrewer's RdBu with five classes, blue for "against" and red for "for".
 _DIVERGING: Final = ((0x05, 0x71, 0xB0), (0x92, 0xC5, 0xDE), (0xF7, 0xF7, 0xF7), (0xF4, 0xA5, 0x82), (0xCA, 0x00, 0x20))
 _MIDDLE: Final = 128
-_DIM: Final = 0.4  # brightness of what the network did not see
+_DIM: Final = 0.4  # brightness factor of the image outside the region
 
 
 def compose(
@@ -36,59 +36,62 @@ def compose(
     overlay_type: HeatmapOverlay,
     signed: bool,
 ) -> NDArray[np.uint8]:
-    """Draw a heatmap over an image.
+    """Renders a heatmap over an image.
 
     Args:
         rgb: uint8 ``[H, W, 3]``.
         shades: float32 ``[H, W]``, 0..1, or -1..1 where `signed`.
-        region: (left, top, right, bottom) of what the network saw, in pixels of `rgb`; only there is the map drawn.
-        color_map: one of `NAMES`, or None for jet, and blue-white-red where `signed`.
-        alpha: weight of the heatmap, 0..1; `mask_black` has no use for it.
+        region: (left, top, right, bottom) of the network's input, in pixels of `rgb`; the map is rendered only there.
+        color_map: one of `NAMES`, or None for the default: jet, or blue-white-red where `signed`.
+        alpha: weight of the heatmap, 0..1; ignored by `mask_black`.
         overlay_type: `original` and `grayscale` blend ``(1 - alpha) * image + alpha * heatmap``, with the rest of the image
             dimmed; `mask_black` multiplies the image by its shade's magnitude; `none` is the heatmap alone. The last two are
-            black beyond the region.
-        signed: whether negative shades mean something.
+            black outside the region.
+        signed: whether shades are signed.
 
     Returns:
         uint8 ``[H, W, 3]``, contiguous.
     """
     left, top, right, bottom = region
     inside = np.s_[top:bottom, left:right]
-    image, shown = rgb[inside], shades[inside]
+    image, region_shades = rgb[inside], shades[inside]
     if overlay_type == "mask_black":
-        weight = cv2.convertScaleAbs(np.clip(shown, -1, 1), alpha=255)
-        drawn = cv2.multiply(image, cv2.cvtColor(weight, cv2.COLOR_GRAY2RGB), scale=1 / 255)
-        return _framed(np.asarray(drawn, np.uint8), inside, np.zeros_like(rgb))
+        weight = cv2.convertScaleAbs(np.clip(region_shades, -1, 1), alpha=255)
+        foreground = cv2.multiply(image, cv2.cvtColor(weight, cv2.COLOR_GRAY2RGB), scale=1 / 255)
+        return _paste_into_frame(np.asarray(foreground, np.uint8), inside, np.zeros_like(rgb))
 
-    heat = colorize(shown, color_map or default_color_map(signed=signed), signed=signed)
+    heatmap = colorize(region_shades, color_map or default_color_map(signed=signed), signed=signed)
     if overlay_type == "none":
-        return _framed(heat, inside, np.zeros_like(rgb))
-    whole = image.shape == rgb.shape
+        return _paste_into_frame(heatmap, inside, np.zeros_like(rgb))
+    covers_image = image.shape == rgb.shape
     if overlay_type == "grayscale":
         rgb = np.asarray(cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
-    drawn = cv2.addWeighted(rgb[inside], 1 - alpha, heat, alpha, 0)
-    ground = rgb if whole else np.asarray(cv2.convertScaleAbs(rgb, alpha=_DIM), np.uint8)
-    return _framed(np.asarray(drawn, np.uint8), inside, ground)
+    foreground = cv2.addWeighted(rgb[inside], 1 - alpha, heatmap, alpha, 0)
+    background = rgb if covers_image else np.asarray(cv2.convertScaleAbs(rgb, alpha=_DIM), np.uint8)
+    return _paste_into_frame(np.asarray(foreground, np.uint8), inside, background)
 
 
-def _framed(drawn: NDArray[np.uint8], inside: tuple[slice, slice], ground: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if drawn.shape == ground.shape:
-        return drawn
-    ground[inside] = drawn
-    return ground
+def _paste_into_frame(
+    foreground: NDArray[np.uint8], inside: tuple[slice, slice], background: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Pastes the region into the background, which it overwrites; a region that covers the whole image is returned itself."""
+    if foreground.shape == background.shape:
+        return foreground
+    background[inside] = foreground
+    return background
 
 
 def default_color_map(*, signed: bool) -> str:
-    """The map used where none is asked for."""
+    """The name of the default colour map."""
     return "diverging" if signed else "jet"
 
 
 @cache
 def lut(name: str) -> NDArray[np.uint8]:
-    """Return the colours of a map, uint8 ``[256, 3]`` RGB, read-only.
+    """The colours of a map, uint8 ``[256, 3]`` RGB, read-only.
 
     Raises:
-        KeyError: no such map; see `NAMES`.
+        KeyError: there is no such map; see `NAMES`.
     """
     if name not in NAMES:
         raise KeyError(name)
@@ -105,12 +108,12 @@ def lut(name: str) -> NDArray[np.uint8]:
 
 
 def colorize(shades: NDArray[np.float32], name: str, *, signed: bool) -> NDArray[np.uint8]:
-    """Draw shades in colour.
+    """Maps shades to colours.
 
     Args:
-        shades: float32 ``[H, W]``, 0..1, or -1..1 where `signed`; 0 is then the middle of the map. Beyond is cut.
+        shades: float32 ``[H, W]``, 0..1, or -1..1 where `signed`; 0 is then the middle of the map. Values beyond are clipped.
         name: one of `NAMES`.
-        signed: whether negative shades mean something.
+        signed: whether shades are signed.
 
     Returns:
         uint8 ``[H, W, 3]`` RGB.
@@ -121,7 +124,7 @@ def colorize(shades: NDArray[np.float32], name: str, *, signed: bool) -> NDArray
 
 
 def _diverging() -> NDArray[np.uint8]:
-    """Blue, white, red; straight lines in CIELAB between the anchors, so that equal steps look equal."""
+    """Blue, white, red, interpolated linearly in CIELAB between the anchors, so that the map is perceptually uniform."""
     anchors = np.array(_DIVERGING, np.float32)[None] / 255
     lab = np.asarray(cv2.cvtColor(anchors, cv2.COLOR_RGB2Lab), np.float32)[0]
     stops = (0, _MIDDLE // 2, _MIDDLE, (_MIDDLE + 255) / 2, 255)

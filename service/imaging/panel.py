@@ -1,4 +1,4 @@
-"""A contact sheet for reports: one row per class, image, heatmap and overlay side by side. Knows no HTTP and no network."""
+"""A contact sheet for reports: one row per class, with image, heatmap and overlay side by side, from arrays and texts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from service.imaging.sheet import GREY, INK, SheetWriter, paste
+from service.imaging.sheet import GREY, TEXT_COLOR, SheetWriter, paste
 
 _MAX_PIXELS: Final = 16_000_000
 _MAX_SIDE: Final = 16_000
-_CELL_WIDTHS: Final = (240, 800)  # images are brought into this range
-_TALLEST: Final = 1.5  # a cell's height over its width, at most
-_HEADINGS: Final = ("DecodedImage", "Heatmap", "Overlay")
+_CELL_WIDTHS: Final = (240, 800)  # the smallest and the largest width of a cell
+_MAX_ASPECT: Final = 1.5  # of a cell: its height over its width
+_HEADINGS: Final = ("Image", "Heatmap", "Overlay")
 
-# Lengths in pixels before the sheet is scaled to its bound.
+# Lengths are in pixels before the sheet is scaled to its maximum size.
 _MARGIN, _GAP, _BETWEEN_ROWS = 28, 14, 26
 _HEADING_SIZE, _CAPTION_SIZE, _NOTE_SIZE = 14, 21, 14
 _HEADING_HEIGHT, _CAPTION_HEIGHT, _FOOT_HEIGHT, _BAR_HEIGHT = 38, 56, 44, 10
@@ -39,32 +39,32 @@ class PanelRow:
 def contact_sheet(
     rows: Sequence[PanelRow], *, bar: NDArray[np.uint8] | None = None, bar_ends: tuple[str, str] = ("low", "high")
 ) -> NDArray[np.uint8]:
-    """Lay the rows out on white.
+    """Draws the rows on white.
 
     Args:
         rows: at least one.
-        bar: uint8 ``[256, 3]`` RGB, the colours of the heatmaps (`colors.lut`); drawn as a colour bar where given.
-        bar_ends: what the two ends of the bar mean.
+        bar: uint8 ``[256, 3]`` RGB, the colours of the heatmaps (`overlay.lut`), for a colour bar; None for no colour bar.
+        bar_ends: the labels of the two ends of the bar.
 
     Returns:
-        uint8 ``[H, W, 3]``; at most 16 megapixels, however many rows there are.
+        uint8 ``[H, W, 3]``; at most 16 megapixels for any number of rows.
     """
     width = float(np.clip(max(row.rgb.shape[1] for row in rows), *_CELL_WIDTHS))
-    heights = [min(width * row.rgb.shape[0] / row.rgb.shape[1], width * _TALLEST) for row in rows]
+    heights = [min(width * row.rgb.shape[0] / row.rgb.shape[1], width * _MAX_ASPECT) for row in rows]
     full_width = 2 * _MARGIN + 2 * _GAP + 3 * width
     full_height = 2 * _MARGIN + _HEADING_HEIGHT + _FOOT_HEIGHT + sum(heights) + len(rows) * (_CAPTION_HEIGHT + _BETWEEN_ROWS)
     scale = min(1.0, math.sqrt(_MAX_PIXELS / (full_width * full_height)), _MAX_SIDE / full_height)
-    # Whole pixels are reached by rounding down, so that the sum of the parts keeps to the bound.
+    # Sides are rounded down to whole pixels, so that the sheet does not exceed its maximum size.
     sheet = Image.new("RGB", (int(full_width * scale), int(full_height * scale)), "white")
-    pen = SheetWriter(ImageDraw.Draw(sheet), scale)
+    writer = SheetWriter(ImageDraw.Draw(sheet), scale)
     columns = [_MARGIN + index * (width + _GAP) for index in range(3)]
     for left, heading in zip(columns, _HEADINGS, strict=True):
-        pen.write(left, _MARGIN, heading, _HEADING_SIZE, GREY, width)
+        writer.write(left, _MARGIN, heading, _HEADING_SIZE, GREY, width)
 
     top = float(_MARGIN + _HEADING_HEIGHT)
     for row, height in zip(rows, heights, strict=True):
-        pen.write(_MARGIN, top, row.caption, _CAPTION_SIZE, INK, full_width - 2 * _MARGIN)
-        pen.write(_MARGIN, top + 29, row.note, _NOTE_SIZE, GREY, full_width - 2 * _MARGIN)
+        writer.write(_MARGIN, top, row.caption, _CAPTION_SIZE, TEXT_COLOR, full_width - 2 * _MARGIN)
+        writer.write(_MARGIN, top + 29, row.note, _NOTE_SIZE, GREY, full_width - 2 * _MARGIN)
         top += _CAPTION_HEIGHT
         for left, image in zip(columns, (row.rgb, row.heat_rgb, row.overlay_rgb), strict=True):
             paste(sheet, image, left * scale, top * scale, width * scale, height * scale)
@@ -80,6 +80,6 @@ def contact_sheet(
             fill=True,
         )
         low, high = bar_ends
-        pen.write(columns[1], top + _BAR_HEIGHT + 6, low, _NOTE_SIZE, GREY, width / 2)
-        pen.write(columns[1] + width, top + _BAR_HEIGHT + 6, high, _NOTE_SIZE, GREY, width / 2, right=True)
+        writer.write(columns[1], top + _BAR_HEIGHT + 6, low, _NOTE_SIZE, GREY, width / 2)
+        writer.write(columns[1] + width, top + _BAR_HEIGHT + 6, high, _NOTE_SIZE, GREY, width / 2, right=True)
     return np.array(sheet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -45,6 +46,7 @@ def serving(*command: str, ready: str, **environment: str) -> Iterator[Server]:
             env=os.environ | environment,
             stdout=words,
             stderr=words,
+            start_new_session=True,  # a server that spawns workers is ended with them
         )
         try:
             while not _answers(port, ready):
@@ -55,11 +57,11 @@ def serving(*command: str, ready: str, **environment: str) -> Iterator[Server]:
             yield Server(port, time.perf_counter() - started)
         finally:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def camserve(*models: str) -> tuple[tuple[str, ...], str, dict[str, str]]:

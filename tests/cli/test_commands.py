@@ -216,7 +216,7 @@ def test_an_option_reaches_the_image(tiny: Path, tmp_path: Path) -> None:
         (("--heatmap", "png"), 2, "--heatmap"),
         (("--alpha",), 2, "--alpha requires an argument"),
         (("--model", "nope"), 3, "no card 'nope'"),
-        (("--device", "cuda:63"), 3, "cuda:63 is not there"),
+        (("--device", "cuda:63"), 3, "cuda:63 does not exist"),
     ],
 )
 def test_what_is_wrong_is_said(tiny: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:

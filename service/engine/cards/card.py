@@ -187,9 +187,9 @@ class Card(_Table):
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigurationError(f"{path}: not a readable TOML file: {error}") from error
-        for reserved in ("name", "folder"):
-            if reserved in table:
-                raise ConfigurationError(f"{path}: {reserved}: not a field of a card; the model is named after the file")
+        for field in ("name", "folder"):
+            if field in table:
+                raise ConfigurationError(f"{path}: {field}: not a field of a card; the model is named after the file")
         try:
             return cls.model_validate({**table, "name": path.stem, "folder": path.parent})
         except ValidationError as error:

@@ -18,8 +18,8 @@ VIEWS: Final = 2 * len(FACTORS)
 @functools.cache
 def augmented(method: BatchedMethod) -> QueryMethod:
     """The method averaged over augmented views; a `QueryMethod`, for the views need passes of their own."""
-    shared = {field.name: getattr(method, field.name) for field in fields(Method)}
-    return QueryMethod(**shared, explain=functools.partial(average_over_views, method.cam))
+    values = {field.name: getattr(method, field.name) for field in fields(Method)}
+    return QueryMethod(**values, explain=functools.partial(average_over_views, method.cam))
 
 
 def average_over_views(cam: Cam, query: Query) -> tuple[Tensor, ...]:

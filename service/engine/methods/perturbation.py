@@ -73,7 +73,7 @@ def rise(query: Query) -> tuple[Tensor]:
 
     def masks(chunk: Tensor) -> Tensor:
         """The masks ``[n, 1, H, W]`` of the indices ``[n]``."""
-        upsampled = nn.functional.interpolate(
+        grids = nn.functional.interpolate(
             visible[chunk].to(query.image),
             size=((CELLS + 1) * cell[0], (CELLS + 1) * cell[1]),
             mode="bilinear",
@@ -82,7 +82,7 @@ def rise(query: Query) -> tuple[Tensor]:
         return torch.stack(
             [
                 mask[:, top : top + height, left : left + width]
-                for mask, (top, left) in zip(upsampled, shifts[chunk].tolist(), strict=True)
+                for mask, (top, left) in zip(grids, shifts[chunk].tolist(), strict=True)
             ]
         )
 

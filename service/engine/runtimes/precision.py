@@ -29,8 +29,8 @@ def photographs(height: int, width: int) -> list[NDArray[np.uint8]]:
     """Four photographs and their mirror images, uint8 ``[height, width, 3]`` RGB each."""
     images = []
     for path in sorted(PHOTOGRAPHS.glob("*.jpg")):
-        with Image.open(path) as opened:
-            image = opened.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        with Image.open(path) as photograph:
+            image = photograph.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
         images += [np.asarray(image), np.asarray(ImageOps.mirror(image))]
     return images
 

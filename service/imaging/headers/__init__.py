@@ -1,9 +1,9 @@
-"""The first look at untrusted bytes: how large, how complex; all refused here that should meet no decoder.
+"""Readers of file headers, which validate untrusted bytes: they refuse files that are too large or too complex for a decoder.
 
-Here is what the readers of all formats share: the limits, the header that they return, the check of a claimed size. A reader
-works on the bytes alone, in time linear in their number, and allocates nothing by a claimed size.
+This module has the parts that the readers of all formats share: the limits, the header that they return, the check of a claimed
+size. A reader takes time linear in the number of bytes, and allocates no memory in proportion to a claimed size.
 
-Our own code and not a library's, because every bound is checked before a decoder allocates a pixel.
+The readers are no library's, because every limit must be checked before a decoder allocates a pixel.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from service.vocabulary import Box, ImageFormat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds on what a header may claim.
+    """Bounds on the claims of a header, all inclusive.
 
     Attributes:
-        max_pixels: most pixels, width times height.
+        max_pixels: width times height.
         max_side: longest side in pixels.
         min_side: shortest side in pixels.
-        max_aspect: longest side over shortest side, inclusive.
-        max_scans: most scans of a JPEG; each pass over the pixels costs time that the file's size does not show.
-        max_scanned_pixels: most pixels times scans of a JPEG with more than one; about a second of decoding.
-        max_chunks: most segments, chunks or blocks of a file.
+        max_aspect: longest side over shortest side.
+        max_scans: number of scans of a JPEG, each of which is a pass over all pixels, however few bytes it has.
+        max_scanned_pixels: pixels times scans of a JPEG with several scans; decoding that many takes about a second.
+        max_chunks: number of segments, chunks or blocks of a file.
     """
 
     max_pixels: int = 50_000_000
@@ -39,19 +39,19 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """A file that may be decoded, and how to read its pixels.
+    """The header of a valid file, with the bytes that a decoder needs.
 
     Attributes:
-        format: what the magic bytes say.
-        width: of the canvas in pixels, as stored.
-        height: of the canvas in pixels, as stored.
-        payload: the file again, but only what a decoder needs for the first frame: no text, no profiles, no EXIF, no further
-            frames, nothing after the end. Never longer than the file by more than a few bytes.
+        format: the format of the magic bytes.
+        width: width of the stored canvas in pixels, before the orientation is applied.
+        height: height of the stored canvas in pixels, before the orientation is applied.
+        payload: a file with the data alone that a decoder needs for the first frame: no text, no profiles, no EXIF, no further
+            frames, nothing after the end. It is at most a few bytes longer than the original file.
         orientation: EXIF orientation, 1..8.
-        frame: (left, top, right, bottom) of the first frame where it does not fill the canvas.
-        transparent: PNG without palette: the grey level or RGB colour that is see-through, on the decoder's scale.
-        deflated: PNG: the compressed scanlines.
-        inflated_size: PNG: bytes the scanlines must hold.
+        frame: (left, top, right, bottom) of the first frame; None if it fills the canvas.
+        transparent: the transparent grey level or RGB colour of a PNG without palette, on the decoder's scale.
+        deflated: the compressed scanlines of a PNG.
+        inflated_size: number of bytes of the scanlines of a PNG.
     """
 
     format: ImageFormat
@@ -66,12 +66,12 @@ class Header:
 
 
 def check_size(width: int, height: int, limits: Limits) -> None:
-    """Refuse a claimed size that is impossible or out of bounds.
+    """Refuses a claimed size that is impossible or out of bounds.
 
     Raises:
         ImageCorrupt: a side is zero.
-        ImageTooManyPixels: too many pixels, or a side too long.
-        ImageAspectRatio: too long for its width.
+        ImageTooManyPixels: there are too many pixels, or a side is too long.
+        ImageAspectRatio: one side is too long relative to the other.
         ImageTooSmall: a side is too short.
     """
     if width == 0 or height == 0:
@@ -95,10 +95,10 @@ def check_size(width: int, height: int, limits: Limits) -> None:
 
 
 def truncated() -> ImageTruncated:
-    """The file ends before the image does."""
+    """The error for a file that ends before its image does."""
     return ImageTruncated("The image ends before all of its pixels. Upload the whole file again.")
 
 
 def corrupt(what: str) -> ImageCorrupt:
-    """A rule of the format is broken; `what` is a fixed phrase of ours, never bytes of the file."""
+    """The error for a file that violates its format; `what` is a fixed phrase of this package, never bytes of the file."""
     return ImageCorrupt(f"The image is damaged: {what}. Export the image again.")

@@ -1,4 +1,4 @@
-"""GIF blocks (GIF89a specification) up to the end of the first frame; what comes after is never looked at."""
+"""Reads GIF blocks (GIF89a specification) up to the end of the first frame, and no byte after it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _HAS_PALETTE, _HAS_TRANSPARENCY = 0x80, 0x01
 
 
 def read(data: bytes, limits: Limits) -> Header:
-    """Parse a file that starts with one of `MAGIC`.
+    """Parses a file that starts with one of `MAGIC`.
 
-    The canvas is the logical screen, made larger where the first frame reaches beyond it, as browsers do. The payload is a
-    GIF of the first frame alone.
+    The canvas is the logical screen, enlarged to contain the first frame, as in browsers. The payload is a GIF of the first
+    frame alone.
 
     Raises:
-        ImageError: the child that names what is wrong.
+        ImageError: the subclass for the defect of the file.
     """
     if len(data) < 13:
         raise truncated()
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     check_size(width, height, limits)
     pos = 13 + _palette_bytes(flags)
-    screen_palette = data[13:pos]
-    blocks = _Blocks(data, limits)
+    global_palette = data[13:pos]
+    blocks = _SubBlocks(data, limits)
 
     control = b""
     while True:
@@ -62,21 +62,21 @@ def read(data: bytes, limits: Limits) -> Header:
             b"GIF89a",
             struct.pack("<HH", columns, rows),
             data[10:13],
-            screen_palette,
-            # The frame alone: no disposal, no delay.
+            global_palette,
+            # A single frame needs no disposal and no delay.
             b"\x21\xf9\x04\x01\0\0" + control[6:7] + b"\0" if control and control[3] & _HAS_TRANSPARENCY else b"",
             b",\0\0\0\0",
             data[pos + 5 : end],
             b";",
         )
     )
-    whole = (left, top, columns, rows) == (0, 0, width, height)
+    fills_canvas = (left, top, columns, rows) == (0, 0, width, height)
     return Header(
         format="gif",
         width=width,
         height=height,
         payload=payload,
-        frame=None if whole else (left, top, left + columns, top + rows),
+        frame=None if fills_canvas else (left, top, left + columns, top + rows),
     )
 
 
@@ -84,23 +84,28 @@ def _palette_bytes(flags: int) -> int:
     return 3 << ((flags & 7) + 1) if flags & _HAS_PALETTE else 0
 
 
-class _Blocks:
-    """Skips runs of data sub-blocks, with a bound on how many one file may make us walk.
+class _SubBlocks:
+    """Skips sequences of data sub-blocks, with a bound on their number in one file.
 
-    Encoders fill blocks to 255 bytes; a file of one-byte blocks would take a hundred times the work of an honest one.
+    Encoders fill sub-blocks to 255 bytes; a file of sub-blocks of one byte would take a hundred times as long to skip.
     """
 
     def __init__(self, data: bytes, limits: Limits) -> None:
         self._data = data
-        self._left = limits.max_chunks + len(data) // 64
+        self._remaining = limits.max_chunks + len(data) // 64
 
     def skip(self, pos: int) -> int:
-        """Return where the run that starts at `pos` ends, after its terminator."""
+        """The position after the terminator of the sequence that starts at `pos`.
+
+        Raises:
+            ImageTooComplex: the file has too many sub-blocks.
+            ImageTruncated: the file ends before the terminator.
+        """
         data, length = self._data, len(self._data)
         while pos < length:
-            self._left -= 1
-            if self._left < 0:
-                raise ImageTooComplex("The GIF is cut into too many small blocks. Export the image again.")
+            self._remaining -= 1
+            if self._remaining < 0:
+                raise ImageTooComplex("The GIF consists of too many small blocks. Export the image again.")
             size = data[pos]
             pos += size + 1
             if size == 0:

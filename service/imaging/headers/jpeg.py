@@ -1,7 +1,7 @@
-"""JPEG markers (ITU-T T.81, annex B): size, scans and orientation, without a look at the pixels.
+"""Reads JPEG markers (ITU-T T.81, annex B): size, scans and orientation, without decoding pixels.
 
-Segments are walked by their lengths, so that the thumbnail inside an EXIF block or a video behind the image is never taken
-for the image. Knows no Huffman code: damage inside the entropy-coded data is the decoder's to find.
+The reader skips segments by their lengths, so that it never mistakes the thumbnail inside an EXIF block or a video behind the
+image for the image. It decodes no Huffman codes: the decoder detects damage inside the entropy-coded data.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from service.imaging.headers.exif import read_orientation
 
 MAGIC = b"\xff\xd8\xff"
 
-# A marker with a segment behind it. FF00 is a stuffed data byte, FF01 and FFD0..FFD7 stand alone, further FF are padding.
+# A marker of a segment. FF00 is a stuffed data byte, FF01 and FFD0..FFD7 have no segment, further FF are padding.
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
 _SOF_READABLE = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive; all Huffman-coded
@@ -24,14 +24,14 @@ _TABLES = {0xC4, 0xDB, 0xDD}  # Huffman, quantisation, restart interval
 
 
 def read(data: bytes, limits: Limits) -> Header:
-    """Parse a file that starts with `MAGIC`.
+    """Parses a file that starts with `MAGIC`.
 
     Raises:
-        ImageError: the child that names what is wrong.
+        ImageError: the subclass for the defect of the file.
     """
     size: tuple[int, int] | None = None
     orientation: int | None = None
-    kept = [data[:2]]
+    payload = [data[:2]]
     first_scan = scans = end = 0
     for marker, start, body, end in _segments(data, limits):
         if marker in _SOF_READABLE or marker in _SOF_OTHER:
@@ -48,25 +48,25 @@ def read(data: bytes, limits: Limits) -> Header:
         elif marker == _APP1 and orientation is None and data.startswith(b"Exif\0\0", body):
             orientation = read_orientation(data[body:end])
         if first_scan == 0 and _decoder_needs(marker, data, body):
-            kept.append(data[start:end])
+            payload.append(data[start:end])
 
     if size is None or scans == 0:
         raise corrupt("the JPEG holds no pixels")
-    # Every 8 x 8 block takes at least one bit: a shorter file was cut, whatever comes after the cut.
+    # Every 8 x 8 block takes at least one bit, so scans with fewer bits are truncated, even if an end marker follows them.
     if (end - first_scan) * 512 < size[0] * size[1]:
         raise truncated()
-    kept.append(data[first_scan:end])
-    return Header(format="jpeg", width=size[0], height=size[1], payload=b"".join(kept), orientation=orientation or 1)
+    payload.append(data[first_scan:end])
+    return Header(format="jpeg", width=size[0], height=size[1], payload=b"".join(payload), orientation=orientation or 1)
 
 
 def _segments(data: bytes, limits: Limits) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (marker, start, start of the body, end) of every segment; the last one is the end of the image."""
+    """Yields (marker, start, start of the body, end) of every segment; the last one is the end-of-image marker."""
     pos = 2
     for _ in range(limits.max_chunks):
-        found = _MARKER.search(data, pos)
-        if found is None:
+        match = _MARKER.search(data, pos)
+        if match is None:
             raise truncated()
-        marker, start, pos = data[found.end() - 1], found.start(), found.end()
+        marker, start, pos = data[match.end() - 1], match.start(), match.end()
         if marker == _SOI:
             raise corrupt("a second image starts inside the first")
         if marker == _EOI:
@@ -83,7 +83,7 @@ def _segments(data: bytes, limits: Limits) -> Iterator[tuple[int, int, int, int]
 
 
 def _decoder_needs(marker: int, data: bytes, start: int) -> bool:
-    """Tables and frame headers, and the two application segments that say how colours are coded."""
+    """Whether a segment is a table, a frame header, or one of the two application segments that define the colour space."""
     if marker == _APP0:
         return data.startswith(b"JFIF\0", start)
     if marker == _APP14:

@@ -1,7 +1,7 @@
-"""PNG chunks (W3C PNG, third edition): checks them and keeps the five that make the pixels. Inflates nothing.
+"""Reads PNG chunks (W3C PNG, third edition), without inflating them: it validates them and keeps those that define the pixels.
 
-Text, colour profiles and animation frames are left out of what the decoder is given: a compressed text of a gibibyte then costs
-no more than its bytes on the wire. Of an animated PNG the default image is read.
+The payload has no text, colour profiles or animation frames: a compressed text of a gibibyte then costs no more than its
+compressed bytes. The payload of an animated PNG is its default image.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from service.imaging.headers.exif import read_orientation
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 
-Chunk = tuple[bytes, bytes, bool]
+Chunk = tuple[bytes, bytes, bool]  # type, body, whether the checksum is right
 
-_ANCILLARY = 0x20  # bit of the first letter
-_BEARING = {b"PLTE", b"tRNS", b"eXIf"}
+_ANCILLARY = 0x20  # bit of the first letter of the type
+_METADATA = {b"PLTE", b"tRNS", b"eXIf"}  # chunks beside IDAT that determine the image
 _GREY, _RGB, _PALETTE = 0, 2, 3
 _CHANNELS = {_GREY: 1, _RGB: 3, _PALETTE: 1, 4: 2, 6: 4}
 _DEPTHS = {_GREY: {1, 2, 4, 8, 16}, _RGB: {8, 16}, _PALETTE: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
@@ -28,68 +28,74 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 
 
 def read(data: bytes, limits: Limits) -> Header:
-    """Parse a file that starts with `MAGIC`.
+    """Parses a file that starts with `MAGIC`.
 
     Raises:
-        ImageError: the child that names what is wrong.
+        ImageError: the subclass for the defect of the file.
     """
     chunks = _chunks(data, limits)
-    kind, head, sound = next(chunks)
+    kind, ihdr, is_valid = next(chunks)
     if kind == b"CgBI":
         raise ImageUnsupportedFeature("Apple's own variant of PNG (CgBI) is not supported. Export a standard PNG.")
-    if kind != b"IHDR" or len(head) != 13 or not sound:
-        raise corrupt("the PNG does not start with a sound header")
-    width, height, depth, color, compression, filters, interlace = struct.unpack(">IIBBBBB", head)
+    if kind != b"IHDR" or len(ihdr) != 13 or not is_valid:
+        raise corrupt("the PNG does not start with a valid header")
+    width, height, depth, color, compression, filters, interlace = struct.unpack(">IIBBBBB", ihdr)
     check_size(width, height, limits)
     if depth not in _DEPTHS.get(color, ()) or compression or filters or interlace > 1:
         raise corrupt("the PNG header asks for a pixel layout that does not exist")
 
-    pixels, side = _collect(chunks)
+    pixels, metadata = _collect(chunks)
     if not pixels:
         raise corrupt("the PNG holds no pixels")
-    palette, key = side.get(b"PLTE", b""), side.get(b"tRNS", b"")
+    palette, transparency = metadata.get(b"PLTE", b""), metadata.get(b"tRNS", b"")
     if color == _PALETTE and (not palette or len(palette) % 3 or len(palette) > 768):
         raise corrupt("the PNG's palette is missing or has the wrong length")
 
     deflated = b"".join(pixels)
-    parts = [MAGIC, _chunk(b"IHDR", head)]
+    payload = [MAGIC, _chunk(b"IHDR", ihdr)]
     if color == _PALETTE:
-        parts.append(_chunk(b"PLTE", palette))
-        parts.extend([_chunk(b"tRNS", key[:256])] if key else [])
-    parts += [_chunk(b"IDAT", deflated), _chunk(b"IEND", b"")]
+        payload.append(_chunk(b"PLTE", palette))
+        payload.extend([_chunk(b"tRNS", transparency[:256])] if transparency else [])
+    payload += [_chunk(b"IDAT", deflated), _chunk(b"IEND", b"")]
     return Header(
         format="png",
         width=width,
         height=height,
-        payload=b"".join(parts),
-        orientation=read_orientation(side[b"eXIf"]) if b"eXIf" in side else 1,
-        transparent=_transparent(key, color, depth),
+        payload=b"".join(payload),
+        orientation=read_orientation(metadata[b"eXIf"]) if b"eXIf" in metadata else 1,
+        transparent=_transparent_color(transparency, color, depth),
         deflated=deflated,
         inflated_size=_inflated_size(width, height, depth * _CHANNELS[color], interlaced=bool(interlace)),
     )
 
 
 def _collect(chunks: Iterator[Chunk]) -> tuple[list[bytes], dict[bytes, bytes]]:
-    """Sort the chunks up to IEND into pixels and the first sound one of each kind that bears on them."""
+    """The bodies of the IDAT chunks up to IEND, and the body of the first valid chunk of each type of `_METADATA`."""
     pixels: list[bytes] = []
-    side: dict[bytes, bytes] = {}
-    for kind, body, sound in chunks:
+    metadata: dict[bytes, bytes] = {}
+    for kind, body, is_valid in chunks:
         if kind == b"IEND":
             break
         if kind == b"IDAT":
             pixels.append(body)
         elif kind == b"IHDR":
             raise corrupt("the PNG has two headers")
-        elif kind in _BEARING:
-            if sound:
-                side.setdefault(kind, body)
+        elif kind in _METADATA:
+            if is_valid:
+                metadata.setdefault(kind, body)
         elif not kind[0] & _ANCILLARY:
             raise ImageUnsupportedFeature("The PNG needs an extension that is not supported. Export a standard PNG.")
-    return pixels, side
+    return pixels, metadata
 
 
 def _chunks(data: bytes, limits: Limits) -> Iterator[Chunk]:
-    """Yield (type, body, whether the checksum fits) up to the file's end; critical chunks must be sound."""
+    """Yields (type, body, whether the checksum is right) of every chunk up to the file's end.
+
+    Raises:
+        ImageCorrupt: the checksum of a critical chunk is wrong, or a chunk has no valid type or length.
+        ImageTruncated: the file ends inside a chunk.
+        ImageTooComplex: the file has too many chunks.
+    """
     pos = len(MAGIC)
     for _ in range(limits.max_chunks):
         if pos + 8 > len(data):
@@ -101,10 +107,10 @@ def _chunks(data: bytes, limits: Limits) -> Iterator[Chunk]:
         if end + 4 > len(data):
             raise truncated()
         body = data[pos + 8 : end]
-        sound = isal_zlib.crc32(body, isal_zlib.crc32(kind)) == int.from_bytes(data[end : end + 4], "big")
-        if not sound and not kind[0] & _ANCILLARY:
+        is_valid = isal_zlib.crc32(body, isal_zlib.crc32(kind)) == int.from_bytes(data[end : end + 4], "big")
+        if not is_valid and not kind[0] & _ANCILLARY:
             raise corrupt("the checksum of a PNG chunk is wrong")
-        yield kind, body, sound
+        yield kind, body, is_valid
         pos = end + 4
     raise ImageTooComplex(f"The PNG has more than {limits.max_chunks} chunks. Export the image again.")
 
@@ -114,11 +120,14 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return b"".join((struct.pack(">I4s", len(body), kind), body, crc.to_bytes(4, "big")))
 
 
-def _transparent(key: bytes, color: int, depth: int) -> tuple[int, ...] | None:
-    """The see-through colour. Grey of 16 bits keeps its 16 bits; all else is scaled to 0..255 as the decoder does."""
-    if (color, len(key)) not in {(_GREY, 2), (_RGB, 6)}:
+def _transparent_color(transparency: bytes, color: int, depth: int) -> tuple[int, ...] | None:
+    """The transparent colour of a tRNS chunk; None for a chunk of the wrong length, or a colour type but grey and RGB.
+
+    A grey level of 16 bits keeps its 16 bits; all other values are scaled to 0..255, as by the decoder.
+    """
+    if (color, len(transparency)) not in {(_GREY, 2), (_RGB, 6)}:
         return None
-    values = struct.unpack(f">{len(key) // 2}H", key)
+    values = struct.unpack(f">{len(transparency) // 2}H", transparency)
     if depth == 16:
         return values if color == _GREY else tuple(value >> 8 for value in values)
     top = (1 << depth) - 1
@@ -126,7 +135,7 @@ def _transparent(key: bytes, color: int, depth: int) -> tuple[int, ...] | None:
 
 
 def _inflated_size(width: int, height: int, bits: int, *, interlaced: bool) -> int:
-    """Bytes of all scanlines with their filter bytes; `bits` per pixel."""
+    """The number of bytes of all scanlines with their filter bytes; `bits` is the number of bits per pixel."""
     passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
     size = 0
     for left, top, dx, dy in passes:

@@ -1,7 +1,7 @@
-"""WebP chunks (RIFF container, RFC 9649): size, first frame and orientation, before libwebp allocates a canvas.
+"""Reads WebP chunks (RIFF container, RFC 9649): size, first frame and orientation, before libwebp allocates a canvas.
 
-The decoder is given a still image of the first frame: its cost does not depend on how many frames follow, and no animation
-canvas is ever allocated.
+The payload is a still image of the first frame: the cost of decoding does not depend on the number of frames, and libwebp never
+allocates an animation canvas.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ Chunk = tuple[bytes, bytes]
 
 
 def read(data: bytes, limits: Limits) -> Header:
-    """Parse a file that starts with ``RIFF....WEBP``.
+    """Parses a file that starts with ``RIFF....WEBP``.
 
     Raises:
-        ImageError: the child that names what is wrong.
+        ImageError: the subclass for the defect of the file.
     """
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
-        # Say what is wrong with the claim first: a patched size with little data is a bomb, not an accident.
-        _check_claim(data[12:], limits)
+        # The claimed size is checked first: a file with few bytes and an excessive size is an attack rather than truncated.
+        _check_claimed_size(data[12:], limits)
         raise truncated()
     chunks = _chunks(data[12:end], limits)
     kind, body = next(chunks)
     if kind in {_LOSSY, _LOSSLESS}:
         width, height = _bitstream_size(kind, body)
         check_size(width, height, limits)
-        return Header(format="webp", width=width, height=height, payload=_still(width, height, [(kind, body)]))
+        return Header(format="webp", width=width, height=height, payload=_still_image(width, height, [(kind, body)]))
     if kind != _EXTENDED:
         raise corrupt("the WebP does not start with pixels or an extended header")
     width, height = _canvas_size(body)
@@ -57,22 +57,23 @@ def read(data: bytes, limits: Limits) -> Header:
     if frame is None:
         raise corrupt("the WebP is animated but has no frame")
     columns, rows = frame[2] - frame[0], frame[3] - frame[1]
-    stills = [chunk for chunk in image if chunk[0] in {_LOSSY, _LOSSLESS}]
-    if len(stills) != 1 or len(image) > 2:
+    bitstreams = [chunk for chunk in image if chunk[0] in {_LOSSY, _LOSSLESS}]
+    if len(bitstreams) != 1 or len(image) > 2:
         raise corrupt("the WebP does not hold exactly one image in its first frame")
-    if _bitstream_size(*stills[0]) != (columns, rows) or frame[2] > width or frame[3] > height:
+    if _bitstream_size(*bitstreams[0]) != (columns, rows) or frame[2] > width or frame[3] > height:
         raise corrupt("the sizes in the WebP contradict each other")
     return Header(
         format="webp",
         width=width,
         height=height,
-        payload=_still(columns, rows, image),
+        payload=_still_image(columns, rows, image),
         orientation=read_orientation(exif),
         frame=None if frame == (0, 0, width, height) else frame,
     )
 
 
-def _check_claim(riff: bytes, limits: Limits) -> None:
+def _check_claimed_size(riff: bytes, limits: Limits) -> None:
+    """Checks the size in the first chunk of a truncated file, if the file has that many bytes."""
     kind, body = riff[:4], riff[8:]
     if kind == _EXTENDED and len(body) >= 10:
         check_size(*_canvas_size(body), limits)
@@ -81,7 +82,7 @@ def _check_claim(riff: bytes, limits: Limits) -> None:
 
 
 def _chunks(riff: bytes, limits: Limits) -> Iterator[Chunk]:
-    """Yield (type, body) to the end; bodies are padded to an even length."""
+    """Yields (type, body) of every chunk; bodies are padded to an even length."""
     if len(riff) < 8:
         raise truncated()
     pos = 0
@@ -128,9 +129,10 @@ def _animation_frame(body: bytes, limits: Limits) -> tuple[Box, list[Chunk]]:
     return box, image
 
 
-def _still(width: int, height: int, image: list[Chunk]) -> bytes:
-    if image[0][0] == _ALPHA:  # a separate alpha plane is only read behind an extended header
+def _still_image(width: int, height: int, image: list[Chunk]) -> bytes:
+    """A WebP file of one still image."""
+    if image[0][0] == _ALPHA:  # decoders read a separate alpha plane only behind an extended header
         size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
         image = [(_EXTENDED, bytes([_ALPHA_FLAG, 0, 0, 0]) + size), *image]
-    body = b"".join(b"".join((kind, len(part).to_bytes(4, "little"), part, b"\0" * (len(part) & 1))) for kind, part in image)
-    return b"".join((b"RIFF", (4 + len(body)).to_bytes(4, "little"), b"WEBP", body))
+    chunks = b"".join(b"".join((kind, len(body).to_bytes(4, "little"), body, b"\0" * (len(body) & 1))) for kind, body in image)
+    return b"".join((b"RIFF", (4 + len(chunks)).to_bytes(4, "little"), b"WEBP", chunks))
