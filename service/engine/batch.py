@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.engine.graph.runner import Checkpoint, ChunkedRunner
+from service.engine.graph.runner import HEAD_ROWS, Checkpoint, ChunkedRunner
 from service.engine.graph.split import Split
 from service.engine.graph.split_cache import SizedNetwork
 from service.engine.methods import METHODS
@@ -24,7 +24,6 @@ from service.engine.methods.method import BatchedMethod, LayerSplit, Method, Que
 from service.engine.types import EngineResult, MethodParameters
 from service.errors import CamserveError, InferenceNonFinite
 
-MAX_ROWS: Final = 32  # of one head pass: the bound on memory when many classes are explained at an early, large layer
 GRADCAM: Final = METHODS["gradcam"]
 
 Maps = tuple[NDArray[np.float32], ...]
@@ -131,8 +130,8 @@ def explain_batch(batch: Batch) -> list[EngineResult | Exception]:
 def _run_head(batch: Batch, rows: Sequence[HeadRow]) -> list[HeadResult]:
     """Runs the head over all rows, a bounded number at a time."""
     results: list[HeadResult] = []
-    for start in range(0, len(rows), MAX_ROWS):
-        results += _head_pass(batch, rows[start : start + MAX_ROWS])
+    for start in range(0, len(rows), HEAD_ROWS):
+        results += _head_pass(batch, rows[start : start + HEAD_ROWS])
     return results
 
 

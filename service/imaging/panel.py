@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from service.imaging.sheet import GREY, TEXT_COLOR, SheetWriter, paste
+from service.imaging.sheet import GREY, MAX_PIXELS, MAX_SIDE, TEXT_COLOR, SheetWriter, paste
 
-_MAX_PIXELS: Final = 16_000_000
-_MAX_SIDE: Final = 16_000
 _CELL_WIDTHS: Final = (240, 800)  # the smallest and the largest width of a cell
 _MAX_ASPECT: Final = 1.5  # of a cell: its height over its width
 _HEADINGS: Final = ("Image", "Heatmap", "Overlay")
@@ -53,7 +51,7 @@ def contact_sheet(
     heights = [min(width * row.rgb.shape[0] / row.rgb.shape[1], width * _MAX_ASPECT) for row in rows]
     full_width = 2 * _MARGIN + 2 * _GAP + 3 * width
     full_height = 2 * _MARGIN + _HEADING_HEIGHT + _FOOT_HEIGHT + sum(heights) + len(rows) * (_CAPTION_HEIGHT + _BETWEEN_ROWS)
-    scale = min(1.0, math.sqrt(_MAX_PIXELS / (full_width * full_height)), _MAX_SIDE / full_height)
+    scale = min(1.0, math.sqrt(MAX_PIXELS / (full_width * full_height)), MAX_SIDE / full_height)
     # Sides are rounded down to whole pixels, so that the sheet does not exceed its maximum size.
     sheet = Image.new("RGB", (int(full_width * scale), int(full_height * scale)), "white")
     writer = SheetWriter(ImageDraw.Draw(sheet), scale)

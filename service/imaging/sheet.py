@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+# Bounds of a sheet, in pixels.
+MAX_PIXELS: Final = 16_000_000
+MAX_SIDE: Final = 16_000
 TEXT_COLOR: Final = (26, 26, 26)
 GREY: Final = (118, 118, 118)
 LINE: Final = (222, 222, 222)

@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from service.imaging.sheet import GREY, TEXT_COLOR, SheetWriter, paste
-
-_MAX_PIXELS: Final = 16_000_000
-_MAX_SIDE: Final = 16_000
+from service.imaging.sheet import GREY, MAX_PIXELS, MAX_SIDE, TEXT_COLOR, SheetWriter, paste
 
 # Lengths are in pixels before the sheet is scaled to its maximum size.
 _MARGIN, _GAP, _BETWEEN_SECTIONS = 28, 12, 18
@@ -58,7 +54,7 @@ def tile_sheet(sections: Sequence[Section], *, columns: int, width: int = 180) -
         _TITLE_HEIGHT + count * (height + _CAPTION_HEIGHT) + _BETWEEN_SECTIONS
         for height, count in zip(heights, row_counts, strict=True)
     )
-    scale = min(1.0, math.sqrt(_MAX_PIXELS / (full_width * full_height)), _MAX_SIDE / full_height)
+    scale = min(1.0, math.sqrt(MAX_PIXELS / (full_width * full_height)), MAX_SIDE / full_height)
     sheet = Image.new("RGB", (int(full_width * scale), int(full_height * scale)), "white")
     writer = SheetWriter(ImageDraw.Draw(sheet), scale)
     top = float(_MARGIN)

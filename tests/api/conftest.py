@@ -1,4 +1,4 @@
-"""The HTTP side over stand-ins, see standins.py; and the whole application, over a small network."""
+"""The HTTP side over stand-ins, see stand_ins.py; and the whole application, over a small network."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from fastapi import FastAPI
 
 from service.app import create_app
-from tests.api.standins import ADMIN_KEY, StandInExplainer, client_of, make_app
-from tests.explain.world import load_small, small_settings, until
+from tests.api.stand_ins import ADMIN_KEY, StandInExplainer, client_of, make_app
+from tests.explain.small_service import load_small, small_settings, until
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from service.api.dependencies import services_of
 from service.errors import ModelNotFound
-from tests.api.standins import ADMIN_KEY, MODEL, StandInExplainer, StandInRegistry, client_of, make_app
+from tests.api.stand_ins import ADMIN_KEY, MODEL, StandInExplainer, StandInRegistry, client_of, make_app
 
 pytestmark = pytest.mark.anyio
 

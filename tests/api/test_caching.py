@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from service.vocabulary import CacheStatus
-from tests import images as make
-from tests.api.standins import StandInExplainer
+from tests import image_files as make
+from tests.api.stand_ins import StandInExplainer
 
 pytestmark = pytest.mark.anyio
 

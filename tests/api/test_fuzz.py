@@ -23,7 +23,7 @@ from service.api.schemas import Problem
 from service.app import create_app
 from service.settings import Settings
 from service.vocabulary import MEDIA_TYPES, ColorMap, Delivery, Fit, HeatmapEncoding, OverlayType, Polarity, Scale
-from tests import images as make
+from tests import image_files as make
 from tests.conftest import Running
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")

@@ -15,9 +15,9 @@ from pydantic import TypeAdapter
 
 from service.api.schemas import Problem
 from service.explain.results import ExplainResponse
-from tests import images as make
+from tests import image_files as make
 from tests.conftest import Running
-from tests.hostile import CATALOGUE, Case
+from tests.hostile_files import CATALOGUE, Case
 from tests.photographs import ALL
 
 # What would tell a stranger how the service is built; and the file name, which is input and must not come back.

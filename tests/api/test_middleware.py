@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api.dependencies import Lifecycle
 from service.api.middleware import PUBLIC_PATHS, ApiKeyMiddleware, RequestLogMiddleware
 from service.telemetry import Metrics
-from tests.api.standins import StandInExplainer, client_of, make_app, speak
+from tests.api.stand_ins import StandInExplainer, client_of, make_app, speak
 
 pytestmark = pytest.mark.anyio
 

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 
 from service.api.multipart import MAX_FIELD_BYTES, MAX_FIELDS, MAX_HEADER_BYTES, MAX_HEADERS, Form, read_form
 from service.errors import ImageMissing, MultipartInvalid, RequestError, TooManyImages
-from tests.api.standins import StandInExplainer, make_app, speak
+from tests.api.stand_ins import StandInExplainer, make_app, speak
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ from service.api.responses import OFFERS, negotiate
 from service.errors import NotAcceptable
 from service.explain.results import ExplainResponse, InspectResponse, PredictResponse
 from service.vocabulary import Delivery
-from tests.api.standins import StandInExplainer
+from tests.api.stand_ins import StandInExplainer
 
 EXPLAIN, PREDICT, INSPECT = OFFERS[ExplainResponse], OFFERS[PredictResponse], OFFERS[InspectResponse]
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from service.explain.options import ExplainOptions, InspectOptions, PredictOptions
-from tests.api.standins import StandInExplainer
+from tests.api.stand_ins import StandInExplainer
 
 pytestmark = pytest.mark.anyio
 

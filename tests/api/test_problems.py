@@ -15,7 +15,7 @@ from service import errors
 from service.api.problems import problem_response
 from service.api.schemas import Problem
 from service.errors import CamserveError
-from tests.api.standins import StandInExplainer
+from tests.api.stand_ins import StandInExplainer
 
 ALL = sorted(
     (

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from service.api.dependencies import services_of
 from service.api.routes import cancel_on_disconnect
-from tests.api.standins import StandInExplainer, StandInRegistry, client_of, make_app, speak
+from tests.api.stand_ins import StandInExplainer, StandInRegistry, client_of, make_app, speak
 
 pytestmark = pytest.mark.anyio
 

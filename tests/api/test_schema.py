@@ -19,8 +19,8 @@ from service.explain.results import (
     ModelList,
     PredictResponse,
 )
-from tests import images as make
-from tests.api.standins import ADMIN_KEY
+from tests import image_files as make
+from tests.api.stand_ins import ADMIN_KEY
 
 pytestmark = pytest.mark.anyio
 

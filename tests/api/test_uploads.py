@@ -9,7 +9,7 @@ import httpx
 import orjson
 import pytest
 
-from tests.api.standins import StandInExplainer, client_of, make_app, speak
+from tests.api.stand_ins import StandInExplainer, client_of, make_app, speak
 
 pytestmark = pytest.mark.anyio
 

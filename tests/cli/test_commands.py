@@ -17,8 +17,8 @@ from service.cli import app, main
 from service.cli.explain_files import COLUMNS
 from service.explain.options import ExplainOptions
 from service.settings import Settings
-from tests.cards import write_card
 from tests.commands import CommandResult, invoke
+from tests.model_cards import write_card
 from tests.photographs import CHELSEA, COFFEE
 
 ANSWER_OPTIONS = {"heatmap", "overlay", "format", "evaluate"}  # of answers over HTTP only

@@ -18,7 +18,7 @@ from service.cli import FAILED_START
 from service.cli.server import run
 from service.errors import ConfigurationError
 from service.settings import Settings
-from tests.cards import write_card
+from tests.model_cards import write_card
 
 PATIENCE_S = 60.0
 

@@ -15,7 +15,7 @@ import torch
 
 from service.settings import Settings
 from tests.conftest import running
-from tests.images import save, scene
+from tests.image_files import save, scene
 from tests.networks import Pooled, seeded
 
 CARD = """

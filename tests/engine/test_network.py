@@ -7,8 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from service.engine.batch import MAX_ROWS, EngineRequest
+from service.engine.batch import EngineRequest
 from service.engine.graph.export import export
+from service.engine.graph.runner import HEAD_ROWS
 from service.engine.graph.split import split
 from service.engine.methods import METHODS
 from service.engine.methods.method import BatchedMethod, QueryMethod
@@ -96,7 +97,7 @@ def test_the_best_classes_come_best_first(pooled: Network) -> None:
 
 
 def test_more_rows_than_one_head_pass_holds(pooled: Network) -> None:
-    requests = [EngineRequest(pixels=image, classes=(0, 1, 2, 3, 4)) for image in random_images(MAX_ROWS // 4)]
+    requests = [EngineRequest(pixels=image, classes=(0, 1, 2, 3, 4)) for image in random_images(HEAD_ROWS // 4)]
     for request, found in zip(requests, run(pooled, requests), strict=True):
         np.testing.assert_allclose(found.maps, run(pooled, [request])[0].maps, atol=1e-6)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from service.explain.model import Model
-from tests.explain.world import small_model
+from tests.explain.small_service import small_model
 
 
 @pytest.fixture(scope="session")

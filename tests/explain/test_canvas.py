@@ -15,8 +15,8 @@ from service.explain.preprocess import PreparedImage
 from service.explain.render import MAX_LISTED_VALUES, MAX_RENDERED_PIXELS, Canvas, check_output_size
 from service.imaging.decode import DecodedImage
 from service.vocabulary import Delivery, Size
+from tests.explain.small_service import SIDE
 from tests.explain.test_preprocess import DATA, prepare
-from tests.explain.world import SIDE
 
 ONE = ClassSelection(classes=(3,), best=0, versus=None, listed=5)
 

@@ -30,8 +30,8 @@ from service.errors import (
     UnsupportedImageType,
 )
 from service.explain.results import ExplainResult, Media
-from tests import images as make
-from tests.explain.world import World, explained, world
+from tests import image_files as make
+from tests.explain.small_service import SmallService, explained, small_service
 
 pytestmark = pytest.mark.anyio
 
@@ -42,8 +42,8 @@ PATIENCE_S = 10.0
 
 
 @pytest.fixture
-async def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world(tmp_path, monkeypatch) as small:
+async def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SmallService]:
+    async with small_service(tmp_path, monkeypatch) as small:
         yield small
 
 
@@ -69,13 +69,13 @@ def batches(monkeypatch: pytest.MonkeyPatch, before: Callable[[], object] = lamb
     return sizes
 
 
-async def array(small: World, **options: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+async def array(small: SmallService, **options: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
     media = (await small.explain(IMAGE, delivery="npy", **options)).media
     assert media is not None
     return np.asarray(np.load(io.BytesIO(media.data), allow_pickle=False), np.float32)
 
 
-async def test_class_zero_is_a_class(small: World) -> None:
+async def test_class_zero_is_a_class(small: SmallService) -> None:
     (image,) = explained(await small.explain(IMAGE, class_id=0))
     (explanation,) = image.explanations
     assert (explanation.class_id, explanation.label) == (0, "class 0")
@@ -86,7 +86,7 @@ async def test_class_zero_is_a_class(small: World) -> None:
     assert not np.array_equal(await array(small, class_id=0), await array(small))
 
 
-async def test_class_zero_to_contrast_with(small: World) -> None:
+async def test_class_zero_to_contrast_with(small: SmallService) -> None:
     (image,) = explained(await small.explain(IMAGE, class_id=4, versus=0))
     versus = image.explanations[0].versus
     assert versus is not None
@@ -96,13 +96,13 @@ async def test_class_zero_to_contrast_with(small: World) -> None:
     np.testing.assert_allclose(await array(small, class_id=4, versus=0, **signed), four - zero, atol=1e-5)
 
 
-async def test_the_best_class_where_none_is_named(small: World) -> None:
+async def test_the_best_class_where_none_is_named(small: SmallService) -> None:
     (image,) = explained(await small.explain(IMAGE, top_k=3))
     assert [one.class_id for one in image.explanations] == [one.class_id for one in image.predictions]
     assert len(image.predictions) == 3
 
 
-async def test_predicting(small: World) -> None:
+async def test_predicting(small: SmallService) -> None:
     answer = await small.predict(IMAGE, IMAGE, IMAGE)
     assert len(answer.results) == answer.batch_size == 3
     assert not any(isinstance(result, ExplainResult) for result in answer.results)
@@ -110,7 +110,7 @@ async def test_predicting(small: World) -> None:
     assert answer.results[0].predictions[0].logit == pytest.approx(alone.predictions[0].logit, abs=1e-5)
 
 
-async def test_times_and_metrics(small: World) -> None:
+async def test_times_and_metrics(small: SmallService) -> None:
     answer = await small.explain(IMAGE, IMAGE)
     times = answer.timings
     assert 0 < times.decode + times.queue + times.infer + times.render <= times.total
@@ -131,13 +131,13 @@ async def test_times_and_metrics(small: World) -> None:
     ],
 )
 async def test_what_is_known_before_decoding_is_refused_before_it(
-    small: World, options: dict[str, Any], error: type[CamserveError]
+    small: SmallService, options: dict[str, Any], error: type[CamserveError]
 ) -> None:
     with pytest.raises(error):
         await small.explain(BROKEN, **options)
 
 
-async def test_one_document_for_one_explanation(small: World) -> None:
+async def test_one_document_for_one_explanation(small: SmallService) -> None:
     with pytest.raises(NotAcceptable, match="asks for 2 explanations"):
         await small.explain(BROKEN, class_id="1,2", delivery="png")
     with pytest.raises(NotAcceptable, match="asks for 2 explanations"):
@@ -149,7 +149,7 @@ async def test_one_document_for_one_explanation(small: World) -> None:
 
 async def test_of_several_images_the_broken_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = batches(monkeypatch)
-    async with world(tmp_path, monkeypatch) as small:
+    async with small_service(tmp_path, monkeypatch) as small:
         sizes.clear()
         with pytest.raises(ImageTruncated, match=r"^Image 2 of 3: "):
             await small.explain(IMAGE, BROKEN, IMAGE)
@@ -164,7 +164,7 @@ async def test_of_several_images_the_broken_one_is_named(tmp_path: Path, monkeyp
 async def test_a_full_queue_is_told_before_anything_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: threading.Event
 ) -> None:
-    async with world(tmp_path, monkeypatch, max_queue_size=2, max_images_per_request=2) as small:
+    async with small_service(tmp_path, monkeypatch, max_queue_size=2, max_images_per_request=2) as small:
         for _ in range(2):
             small.codecs.submit(gate.wait, PATIENCE_S)
         decoding = asyncio.create_task(small.explain(IMAGE, IMAGE))  # waits for a codec thread
@@ -179,7 +179,7 @@ async def test_a_full_queue_is_told_before_anything_is_decoded(
             await small.explain(BROKEN)  # places in the line have been given back
 
 
-async def test_too_late_while_decoding(small: World, gate: threading.Event) -> None:
+async def test_too_late_while_decoding(small: SmallService, gate: threading.Event) -> None:
     for _ in range(2):
         small.codecs.submit(gate.wait, PATIENCE_S)
     with pytest.raises(DeadlineExceeded):
@@ -191,7 +191,7 @@ async def test_too_late_while_decoding(small: World, gate: threading.Event) -> N
 async def test_too_late_for_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: threading.Event) -> None:
     gate.set()  # the worker's own first prediction passes
     sizes = batches(monkeypatch, lambda: gate.wait(PATIENCE_S))
-    async with world(tmp_path, monkeypatch) as small:
+    async with small_service(tmp_path, monkeypatch) as small:
         gate.clear()
         sizes.clear()
         with pytest.raises(DeadlineExceeded):
@@ -205,7 +205,7 @@ async def test_too_late_for_the_network(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 async def test_too_late_while_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: threading.Event) -> None:
-    worlds: list[World] = []
+    worlds: list[SmallService] = []
 
     def occupy_the_codecs() -> None:
         if worlds and not gate.is_set():
@@ -213,7 +213,7 @@ async def test_too_late_while_drawing(tmp_path: Path, monkeypatch: pytest.Monkey
                 worlds[0].codecs.submit(gate.wait, PATIENCE_S)
 
     batches(monkeypatch, occupy_the_codecs)
-    async with world(tmp_path, monkeypatch) as small:
+    async with small_service(tmp_path, monkeypatch) as small:
         worlds.append(small)
         with pytest.raises(DeadlineExceeded):
             await small.explain(IMAGE, within_s=SOON_S)
@@ -223,7 +223,7 @@ async def test_too_late_while_drawing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 async def test_a_deadline_that_has_passed_reaches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = batches(monkeypatch)
-    async with world(tmp_path, monkeypatch) as small:
+    async with small_service(tmp_path, monkeypatch) as small:
         sizes.clear()
         with pytest.raises(DeadlineExceeded):
             await small.explain(IMAGE, within_s=-1)
@@ -241,7 +241,7 @@ async def test_a_network_that_fails_is_an_error_of_ours_for_this_request_alone(
             raise RuntimeError("CUDA error at 0xdeadbeef")
 
     batches(monkeypatch, fail)
-    async with world(tmp_path, monkeypatch) as small:
+    async with small_service(tmp_path, monkeypatch) as small:
         faults.append(True)
         with pytest.raises(EngineError) as failed:
             await small.explain(IMAGE)
@@ -252,7 +252,7 @@ async def test_a_network_that_fails_is_an_error_of_ours_for_this_request_alone(
 async def test_who_is_cancelled_leaves_no_place_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: threading.Event
 ) -> None:
-    async with world(tmp_path, monkeypatch, max_queue_size=2, max_images_per_request=2) as small:
+    async with small_service(tmp_path, monkeypatch, max_queue_size=2, max_images_per_request=2) as small:
         for _ in range(2):
             small.codecs.submit(gate.wait, PATIENCE_S)
         task = asyncio.create_task(small.explain(IMAGE, IMAGE))
@@ -263,13 +263,13 @@ async def test_who_is_cancelled_leaves_no_place_taken(
         assert len((await small.explain(IMAGE, IMAGE)).results) == 2
 
 
-async def test_methods_are_told(small: World) -> None:
+async def test_methods_are_told(small: SmallService) -> None:
     told = {method.name: method for method in small.explainer.methods()}
     assert told["gradcam"].cost == "head"
     assert "1610.02391" in told["gradcam"].paper
 
 
-async def test_a_image_is_the_document(small: World) -> None:
+async def test_a_image_is_the_document(small: SmallService) -> None:
     answer = await small.explain(IMAGE, delivery="webp", size=64)
     assert isinstance(answer.media, Media)
     assert (answer.media.media_type, answer.media.width, answer.media.height) == ("image/webp", 64, 32)

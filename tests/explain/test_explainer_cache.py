@@ -20,8 +20,8 @@ from service.engine.types import EngineResult
 from service.errors import DeadlineExceeded, ImageTruncated, InferenceNonFinite, ParameterInvalid
 from service.explain.results import Answer, ExplainResult
 from service.vocabulary import CachePolicy, Delivery
-from tests import images as make
-from tests.explain.world import World, explained, world
+from tests import image_files as make
+from tests.explain.small_service import SmallService, explained, small_service
 
 pytestmark = pytest.mark.anyio
 
@@ -77,8 +77,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
 
 
 @pytest.fixture
-async def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs) -> AsyncIterator[World]:
-    async with world(tmp_path, monkeypatch, cache_entries=64) as ready:
+async def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs) -> AsyncIterator[SmallService]:
+    async with small_service(tmp_path, monkeypatch, cache_entries=64) as ready:
         runs.images = 0
         yield ready
 
@@ -88,12 +88,12 @@ def told(answer: Answer) -> object:
     return answer.model, answer.results, answer.media
 
 
-async def ask(small: World, *images: bytes, policy: CachePolicy = "use", within_s: float = 30, **options: Any) -> Answer:
+async def ask(small: SmallService, *images: bytes, policy: CachePolicy = "use", within_s: float = 30, **options: Any) -> Answer:
     return await small.explain(*images, policy=policy, within_s=within_s, **options)
 
 
 @pytest.mark.parametrize("delivery", ["json", "png", "jpeg", "webp", "npy"])
-async def test_a_hit_is_the_same_answer_byte_for_byte(small: World, runs: Runs, delivery: Delivery) -> None:
+async def test_a_hit_is_the_same_answer_byte_for_byte(small: SmallService, runs: Runs, delivery: Delivery) -> None:
     first = await small.explain(IMAGE, delivery=delivery)
     again = await small.explain(IMAGE, delivery=delivery)
     assert (first.cache, again.cache) == ("miss", "hit")
@@ -105,7 +105,7 @@ async def test_a_hit_is_the_same_answer_byte_for_byte(small: World, runs: Runs, 
 
 
 async def test_however_it_is_drawn_the_network_runs_once(
-    small: World, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: SmallService, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And drawing leaves no trace in what is remembered: the last answer is still that of a service without memory."""
     classes: dict[str, Any] = {"class_id": "4,2,0"}
@@ -115,25 +115,27 @@ async def test_however_it_is_drawn_the_network_runs_once(
     backwards = [told(await small.explain(IMAGE, **classes, **options)) for options in reversed(DRAWN)]
     assert backwards == drawn[::-1]
     (tmp_path / "without").mkdir()
-    async with world(tmp_path / "without", monkeypatch) as forgetful:
+    async with small_service(tmp_path / "without", monkeypatch) as forgetful:
         assert [told(await forgetful.explain(IMAGE, **classes, **options)) for options in DRAWN] == drawn
     assert 'camserve_cache_requests_total{result="miss"} 1.0' in small.metrics.render()[0].decode()
     assert f'camserve_cache_requests_total{{result="hit"}} {2 * len(DRAWN) - 1}.0' in small.metrics.render()[0].decode()
 
 
-async def test_nothing_is_taken_for_something_else(small: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_taken_for_something_else(
+    small: SmallService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each is asked with all the others remembered, and answered as a service without memory does."""
     answers = [await small.explain(IMAGE, **options) for options in ({}, *ASKED)]
     assert {answer.cache for answer in answers} == {"miss"}
     again = [await small.explain(IMAGE, **options) for options in ({}, *ASKED)]
     assert {answer.cache for answer in again} == {"hit"}
     (tmp_path / "without").mkdir()
-    async with world(tmp_path / "without", monkeypatch) as forgetful:
+    async with small_service(tmp_path / "without", monkeypatch) as forgetful:
         for options, one, other in zip(({}, *ASKED), answers, again, strict=True):
             assert told(one) == told(other) == told(await forgetful.explain(IMAGE, **options)), options
 
 
-async def test_a_pixel_makes_another_image(small: World) -> None:
+async def test_a_pixel_makes_another_image(small: SmallService) -> None:
     pixels = np.asarray(SCENE).copy()
     pixels[20, 40, 0] ^= 1
     other = make.save(Image.fromarray(pixels), "PNG")
@@ -142,7 +144,7 @@ async def test_a_pixel_makes_another_image(small: World) -> None:
     assert one.results[0].image.sha256 != two.results[0].image.sha256
 
 
-async def test_of_several_images_only_those_unknown_are_computed(small: World, runs: Runs) -> None:
+async def test_of_several_images_only_those_unknown_are_computed(small: SmallService, runs: Runs) -> None:
     images = [make.save(make.scene(96, 48 + 8 * number), "PNG") for number in range(4)]
     alone = [await ask(small, one) for one in images[:2]]
     runs.images = 0
@@ -156,7 +158,7 @@ async def test_of_several_images_only_those_unknown_are_computed(small: World, r
     assert again.results == together.results[::-1]
 
 
-async def test_at_once_it_is_computed_once(small: World, runs: Runs) -> None:
+async def test_at_once_it_is_computed_once(small: SmallService, runs: Runs) -> None:
     runs.gate.clear()
     callers = [asyncio.create_task(small.explain(IMAGE, alpha=0.1 + 0.02 * number, overlay=True)) for number in range(20)]
     await asyncio.to_thread(runs.begun.wait, 10)
@@ -171,7 +173,7 @@ async def test_at_once_it_is_computed_once(small: World, runs: Runs) -> None:
         assert times.decode + times.queue + times.infer + times.render <= times.total
 
 
-async def test_who_leaves_or_is_late_is_not_missed(small: World, runs: Runs) -> None:
+async def test_who_leaves_or_is_late_is_not_missed(small: SmallService, runs: Runs) -> None:
     runs.gate.clear()
     runs.begun.clear()
     late = asyncio.create_task(ask(small, IMAGE, within_s=0.3))
@@ -185,7 +187,7 @@ async def test_who_leaves_or_is_late_is_not_missed(small: World, runs: Runs) -> 
     assert (await ask(small, IMAGE)).cache == "hit"
 
 
-async def test_a_failure_is_not_remembered(small: World, runs: Runs) -> None:
+async def test_a_failure_is_not_remembered(small: SmallService, runs: Runs) -> None:
     runs.failures.append(InferenceNonFinite("The network's numbers are not finite."))
     with pytest.raises(InferenceNonFinite):
         await ask(small, IMAGE)
@@ -193,7 +195,7 @@ async def test_a_failure_is_not_remembered(small: World, runs: Runs) -> None:
     assert (await ask(small, IMAGE)).cache == "hit"
 
 
-async def test_asked_anew_and_without_a_trace(small: World, runs: Runs) -> None:
+async def test_asked_anew_and_without_a_trace(small: SmallService, runs: Runs) -> None:
     secret = await ask(small, IMAGE, policy="off")
     assert (secret.cache, runs.images) == ("miss", 1)
     assert (await ask(small, IMAGE)).cache == "miss"
@@ -202,14 +204,14 @@ async def test_asked_anew_and_without_a_trace(small: World, runs: Runs) -> None:
 
 
 async def test_without_memory_there_is_nothing_to_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs) -> None:
-    async with world(tmp_path, monkeypatch) as forgetful:
+    async with small_service(tmp_path, monkeypatch) as forgetful:
         runs.images = 0
         assert [(await ask(forgetful, IMAGE)).cache for _ in range(3)] == [None] * 3
         assert runs.images == 3
         assert "camserve_cache_requests_total{" not in forgetful.metrics.render()[0].decode()
 
 
-async def test_predictions_are_remembered_for_themselves(small: World, runs: Runs) -> None:
+async def test_predictions_are_remembered_for_themselves(small: SmallService, runs: Runs) -> None:
     first, again = await small.predict(IMAGE), await small.predict(IMAGE, top_k=3, method="rise", samples=9)
     assert (first.cache, again.cache, runs.images) == ("miss", "hit", 1)
     assert again.results[0].predictions == first.results[0].predictions[:3]
@@ -217,7 +219,7 @@ async def test_predictions_are_remembered_for_themselves(small: World, runs: Run
     assert (await ask(small, IMAGE)).cache == "miss"
 
 
-async def test_a_known_image_is_still_checked(small: World) -> None:
+async def test_a_known_image_is_still_checked(small: SmallService) -> None:
     await ask(small, IMAGE)
     with pytest.raises(ImageTruncated):
         await ask(small, IMAGE, IMAGE[:200])
@@ -227,7 +229,7 @@ async def test_a_known_image_is_still_checked(small: World) -> None:
         await ask(small, IMAGE, within_s=-1)
 
 
-async def test_a_measured_answer_takes_its_maps_from_memory(small: World, runs: Runs) -> None:
+async def test_a_measured_answer_takes_its_maps_from_memory(small: SmallService, runs: Runs) -> None:
     first = await ask(small, IMAGE, class_id=2)
     measured = await ask(small, IMAGE, class_id=2, evaluate=True)
     assert (measured.cache, runs.images) == ("hit", 1)
@@ -236,12 +238,12 @@ async def test_a_measured_answer_takes_its_maps_from_memory(small: World, runs: 
     assert replace(full, evaluation=None) == plain
 
 
-async def test_layers_are_looked_into_every_time(small: World) -> None:
+async def test_layers_are_looked_into_every_time(small: SmallService) -> None:
     for _ in range(2):
         assert (await small.inspect(IMAGE)).cache is None
 
 
-async def test_an_unloaded_model_takes_its_memory_along(small: World) -> None:
+async def test_an_unloaded_model_takes_its_memory_along(small: SmallService) -> None:
     await ask(small, IMAGE)
     assert small.registry.get("tiny").cache.nbytes > 0
     assert 'camserve_cache_bytes{model="tiny"} 0.0' not in small.metrics.render()[0].decode()
@@ -253,7 +255,7 @@ async def test_an_unloaded_model_takes_its_memory_along(small: World) -> None:
 
 async def test_it_keeps_as_many_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs) -> None:
     images = [make.save(make.scene(64, 40 + number), "PNG") for number in range(6)]
-    async with world(tmp_path, monkeypatch, cache_entries=4) as small:
+    async with small_service(tmp_path, monkeypatch, cache_entries=4) as small:
         for one in images:
             await ask(small, one)
         cache = small.registry.get(None).cache
@@ -261,7 +263,7 @@ async def test_it_keeps_as_many_as_it_is_told(tmp_path: Path, monkeypatch: pytes
         assert [(await ask(small, one)).cache for one in (images[5], images[2], images[0])] == ["hit", "hit", "miss"]
 
 
-async def test_a_hit_does_not_enter_the_queue(small: World, runs: Runs) -> None:
+async def test_a_hit_does_not_enter_the_queue(small: SmallService, runs: Runs) -> None:
     await ask(small, IMAGE)
     runs.gate.clear()
     runs.begun.clear()
@@ -274,7 +276,7 @@ async def test_a_hit_does_not_enter_the_queue(small: World, runs: Runs) -> None:
     assert (await waiting).cache == "miss"
 
 
-async def test_a_long_method_is_shared_too(small: World, runs: Runs) -> None:
+async def test_a_long_method_is_shared_too(small: SmallService, runs: Runs) -> None:
     asked: dict[str, Any] = {"method": "rise", "samples": 64, "class_id": 3}
     one, two = await asyncio.gather(ask(small, IMAGE, **asked), ask(small, IMAGE, **asked, polarity="both"))
     assert {one.cache, two.cache} == {"miss", "coalesced"}
@@ -285,7 +287,7 @@ async def test_a_long_method_is_shared_too(small: World, runs: Runs) -> None:
 async def test_who_waits_for_anothers_result_holds_no_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
 ) -> None:
-    async with world(tmp_path, monkeypatch, cache_entries=64, max_queue_size=1, max_images_per_request=1) as small:
+    async with small_service(tmp_path, monkeypatch, cache_entries=64, max_queue_size=1, max_images_per_request=1) as small:
         runs.gate.clear()
         runs.begun.clear()
         waiting = [asyncio.create_task(ask(small, IMAGE))]

@@ -15,8 +15,8 @@ from service.explain.model import ClassScores, ClassSelection, Model, select_cla
 from service.explain.options import Targets
 from service.imaging.geometry import mean_color
 from service.telemetry import Metrics
-from tests.cards import write_card
-from tests.explain.world import LAYER, load_small, small_model, small_settings
+from tests.explain.small_service import LAYER, load_small, small_model, small_settings
+from tests.model_cards import write_card
 
 
 def test_as_many_labels_as_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from service.explain.results import ImageInfo
 from service.imaging.geometry import mean_color
 from service.imaging.headers import Limits
 from service.vocabulary import Fit, Size
-from tests import images as make
-from tests.explain.world import SIDE
+from tests import image_files as make
+from tests.explain.small_service import SIDE
 
 DATA = make.save(make.scene(96, 48), "PNG")
 

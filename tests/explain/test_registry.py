@@ -15,9 +15,9 @@ from service.engine.network import Network
 from service.errors import ConfigurationError, ModelNotFound, ModelUnhealthy, NotReady
 from service.explain.registry import Registry
 from service.telemetry import Metrics
-from tests.cards import write_card
-from tests.explain.world import LAYER, load_small, small_settings, until, world
-from tests.images import jpeg
+from tests.explain.small_service import LAYER, load_small, small_service, small_settings, until
+from tests.image_files import jpeg
+from tests.model_cards import write_card
 
 pytestmark = pytest.mark.anyio
 NOWHERE = ("random = 0", f'file = "nowhere.pth"\nsha256 = "{"0" * 64}"')
@@ -125,6 +125,6 @@ async def test_a_worker_that_died_is_seen_by_everybody(tmp_path: Path, monkeypat
 
 
 async def test_closing_twice_is_as_good_as_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with world(tmp_path, monkeypatch) as small:
+    async with small_service(tmp_path, monkeypatch) as small:
         await small.registry.close()
         assert not small.registry.ready

@@ -21,8 +21,8 @@ from service.engine.types import EngineResult, LayerStatisticsResult
 from service.errors import DeadlineExceeded
 from service.explain.results import Media
 from service.explain.scheduler import Deadline
-from tests import images as make
-from tests.explain.world import World, explained, until, world
+from tests import image_files as make
+from tests.explain.small_service import SmallService, explained, small_service, until
 
 pytestmark = pytest.mark.anyio
 
@@ -80,15 +80,15 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
 
 @pytest.fixture
-async def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watched: Watched) -> AsyncIterator[World]:
-    async with world(tmp_path, monkeypatch) as ready:
+async def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watched: Watched) -> AsyncIterator[SmallService]:
+    async with small_service(tmp_path, monkeypatch) as ready:
         # So that no estimate refuses what is to run.
         monkeypatch.setattr(ready.registry.get(None).scheduler.fast, "seconds_per_pass", 0.0)
         watched.beside.clear()
         yield ready
 
 
-async def test_quick_requests_pass_a_long_one(small: World, watched: Watched) -> None:
+async def test_quick_requests_pass_a_long_one(small: SmallService, watched: Watched) -> None:
     long = asyncio.create_task(small.explain(IMAGE, method="rise", samples=LONG, within_s=120))
     await watched.under_way()
     for _ in range(20):
@@ -100,7 +100,7 @@ async def test_quick_requests_pass_a_long_one(small: World, watched: Watched) ->
     long.cancel()
 
 
-async def test_a_long_request_gets_on_under_quick_ones(small: World) -> None:
+async def test_a_long_request_gets_on_under_quick_ones(small: SmallService) -> None:
     long = asyncio.create_task(small.explain(IMAGE, method="rise", samples=400, within_s=120))
     quick = 0
     while not long.done():
@@ -110,7 +110,7 @@ async def test_a_long_request_gets_on_under_quick_ones(small: World) -> None:
     assert explained(await long)[0].explanations[0].method == "rise"
 
 
-async def test_a_long_request_stops_when_its_client_leaves(small: World, watched: Watched) -> None:
+async def test_a_long_request_stops_when_its_client_leaves(small: SmallService, watched: Watched) -> None:
     long = asyncio.create_task(small.explain(IMAGE, method="rise", samples=LONG, within_s=120))
     await watched.under_way()
     long.cancel()
@@ -121,14 +121,14 @@ async def test_a_long_request_stops_when_its_client_leaves(small: World, watched
     await small.explain(IMAGE, method="rise", samples=8)
 
 
-async def test_a_deadline_stops_a_long_request(small: World, watched: Watched) -> None:
+async def test_a_deadline_stops_a_long_request(small: SmallService, watched: Watched) -> None:
     with pytest.raises(DeadlineExceeded):
         await small.explain(IMAGE, method="rise", samples=LONG, within_s=0.4)
     assert 0 < await watched.at_rest() < CHUNKS
 
 
 async def test_what_cannot_be_ready_in_time_is_refused_at_once(
-    small: World, watched: Watched, monkeypatch: pytest.MonkeyPatch
+    small: SmallService, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(small.registry.get(None).scheduler.fast, "seconds_per_pass", 1.0)
     started = time.perf_counter()
@@ -141,7 +141,7 @@ async def test_what_cannot_be_ready_in_time_is_refused_at_once(
     await small.explain(IMAGE, within_s=30)
 
 
-async def test_work_on_layers_that_nobody_waits_for_is_not_begun(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_work_on_layers_that_nobody_waits_for_is_not_begun(small: SmallService, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[str] = []
     describe = Network.layer_statistics
 
@@ -176,7 +176,9 @@ async def test_work_on_layers_that_nobody_waits_for_is_not_begun(small: World, m
     assert begun == ["done"]
 
 
-async def test_inspecting_stops_at_its_checkpoint_when_its_client_leaves(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_inspecting_stops_at_its_checkpoint_when_its_client_leaves(
+    small: SmallService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entered, gate = threading.Event(), threading.Event()
     split = Network._split
 
@@ -200,14 +202,14 @@ async def test_inspecting_stops_at_its_checkpoint_when_its_client_leaves(small: 
     assert not passes, "the network was not asked for a request that nobody waits for"
 
 
-async def test_every_layer_and_class_counts_in_the_estimate(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_layer_and_class_counts_in_the_estimate(small: SmallService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small.registry.get(None).scheduler.fast, "seconds_per_pass", 1.0)
     with pytest.raises(DeadlineExceeded, match="about 80 s"):
         await small.explain(IMAGE, method="scorecam", samples=20, class_id=(0, 1), layer=("stem", "block"), within_s=30)
 
 
 @pytest.mark.parametrize("method", ["rise", "lime", "kernel_shap", "smoothgrad", "gradient_shap"])
-async def test_the_same_seed_gets_the_same_answer_and_another_another(small: World, method: str) -> None:
+async def test_the_same_seed_gets_the_same_answer_and_another_another(small: SmallService, method: str) -> None:
     async def answer(seed: int) -> bytes:
         media = (await small.explain(IMAGE, delivery="npy", method=method, samples=16, seed=seed)).media
         assert isinstance(media, Media)

@@ -17,9 +17,9 @@ from PIL import Image, ImageFile
 from service.errors import ImageError, ImageTruncated
 from service.imaging.decode import decode
 from service.imaging.headers import Limits
-from tests import images as make
-from tests.hostile import CATALOGUE, ODD, Case
-from tests.misread.base import Odd
+from tests import image_files as make
+from tests.ambiguous_files.base import Odd
+from tests.hostile_files import CATALOGUE, ODD, Case
 
 LIMITS = Limits()
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import NotAcceptable
-from service.imaging.encode import Media, encode_grey, encode_image, encode_npy, encode_png
+from service.imaging.encode import encode_grey, encode_image, encode_npy, encode_png
+from service.vocabulary import ImageMedia
 
 SIDES = st.integers(1, 40)
 PIXELS = st.one_of(
@@ -65,7 +66,7 @@ def test_png_refuses_other_arrays(pixels: NDArray[Any]) -> None:
 
 
 @pytest.mark.parametrize("media", ["png", "jpeg", "webp"])
-def test_images_are_of_the_media_asked_for_and_alike(media: Media, photo: NDArray[np.uint8]) -> None:
+def test_images_are_of_the_media_asked_for_and_alike(media: ImageMedia, photo: NDArray[np.uint8]) -> None:
 
     read = opened(encode_image(photo, media))
 

@@ -14,7 +14,7 @@ from service.errors import ImageAspectRatio, ImageError, ImageTooComplex, ImageT
 from service.imaging.decode import read_header
 from service.imaging.headers import Limits
 from service.imaging.headers.exif import read_orientation
-from tests import images as make
+from tests import image_files as make
 
 ANY_SIZE = Limits(max_pixels=2**40, max_side=2**20, min_side=1, max_aspect=2**20)
 MEGABYTES = 8 * 2**20

@@ -9,7 +9,7 @@ from service.errors import ImageTruncated
 from service.imaging.decode import DecodedImage, decode
 from service.imaging.geometry import place, resample
 from service.imaging.headers import Limits
-from tests import images as make
+from tests import image_files as make
 from tests.imaging.test_geometry import FILL, input_of, photo
 
 LIMITS = Limits()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from service.engine.evaluation.road import impute
+from service.engine.evaluation.road import SEED, impute
 from service.engine.graph.runner import ChunkedRunner
 from service.engine.types import Evaluation, EvaluationRequest, Faithfulness
 
@@ -22,7 +22,6 @@ STEPS: Final = 20  # of the deletion and insertion curves
 ROAD_PERCENT: Final = (20, 40, 60, 80)
 BLUR_KERNEL, BLUR_SIGMA = 11, 5.0  # those of RISE
 CENTER_SIGMA: Final = 0.25  # as a fraction of the side
-SEED: Final = 0
 PASSES_PER_MAP: Final = 2 * (STEPS + 1) + 2 * len(ROAD_PERCENT) + 1
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -154,10 +155,10 @@ def _network_graph(name: str, exported: fx.GraphModule, overrides: Mapping[str, 
     if not isinstance(batch, torch.SymInt):
         raise ConfigurationError(f"card {name}: the network fixes its batch size to {batch}; it must take any batch")
     dimensions = DimensionTracker(images[0], lambda size: _per_image(size, batch)).follow(nodes)
-    graph = NetworkGraph(module=exported, image=images[0], logits=results, batch=batch, dimensions=dimensions)
+    graph = NetworkGraph(module=exported, image=images[0], logits=results, batch=batch, dimensions=MappingProxyType(dimensions))
     if not overrides:
         return graph
-    return replace(graph, dimensions={**dimensions, **_dimension_overrides(name, graph, overrides)})
+    return replace(graph, dimensions=MappingProxyType({**dimensions, **_dimension_overrides(name, graph, overrides)}))
 
 
 def _dimension_overrides(name: str, graph: NetworkGraph, overrides: Mapping[str, LayoutOverride]) -> dict[fx.Node, Dimensions]:

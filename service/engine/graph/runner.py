@@ -16,7 +16,7 @@ from service.engine.graph.export import NetworkGraph
 
 Checkpoint = Callable[[], None]
 
-HEAD_ROWS: Final = 32  # rows of one pass of the head
+HEAD_ROWS: Final = 32  # of one pass of the head: bounds memory where many classes are explained at an early, large layer
 NETWORK_ROWS: Final = 8  # rows of one pass of the whole network; a request of the fast lane shares the device for one such pass
 LOG_INTERVAL: Final = 10  # chunks between two log entries
 

@@ -19,7 +19,7 @@ from service.engine.runtimes import TORCH_FP32, RuntimeOptions, openvino
 from service.engine.runtimes import torch as eager
 from service.engine.types import EngineResult, LayerStatisticsRequest
 from service.errors import ConfigurationError
-from tests.cards import write_card
+from tests.model_cards import write_card
 from tests.networks import Pooled, network, seeded
 
 pytest.importorskip("openvino")

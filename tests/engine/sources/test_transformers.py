@@ -22,7 +22,7 @@ from service.engine.types import EngineResult
 from service.errors import ConfigurationError
 from service.imaging.geometry import place, resample
 from tests.engine.cards.test_card import GOOD, card
-from tests.images import scene
+from tests.image_files import scene
 
 transformers: Any = pytest.importorskip("transformers")
 

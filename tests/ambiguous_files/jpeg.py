@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from tests import images as make
-from tests.misread.base import Odd, as_rgb, grey, lossy, save_scene, white
+from tests import image_files as make
+from tests.ambiguous_files.base import Odd, as_rgb, grey, lossy, save_scene, white
 
 
 def _cmyk() -> bytes:

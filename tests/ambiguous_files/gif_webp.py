@@ -9,8 +9,8 @@ from functools import cache, partial
 import numpy as np
 from PIL import Image
 
-from tests import images as make
-from tests.misread.base import LOSSY, Odd, Pixels, as_rgb, exact, grey, on_white, ramp_alpha, save_scene, white
+from tests import image_files as make
+from tests.ambiguous_files.base import LOSSY, Odd, Pixels, as_rgb, exact, grey, on_white, ramp_alpha, save_scene, white
 
 
 def _quantized() -> Image.Image:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests import images as make
-from tests.misread.base import Odd, Pixels, as_rgb, exact, grey, on_white, ramp_alpha, save_scene, white
+from tests import image_files as make
+from tests.ambiguous_files.base import Odd, Pixels, as_rgb, exact, grey, on_white, ramp_alpha, save_scene, white
 
 
 def _turned_by_pillow(kind: str, orientation: int) -> bytes:

@@ -27,7 +27,7 @@ from service.explain.scheduler import Deadline
 from service.settings import Settings
 from service.telemetry import Metrics
 from service.vocabulary import CachePolicy, Delivery
-from tests.cards import CLASSES, write_card
+from tests.model_cards import CLASSES, write_card
 from tests.networks import Pooled, network, seeded
 
 SIDE = 32  # of the network's input
@@ -76,7 +76,7 @@ def small_model(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: tuple[s
 
 
 @dataclass(frozen=True)
-class World:
+class SmallService:
     explainer: Explainer
     registry: Registry
     codecs: ThreadPoolExecutor
@@ -124,7 +124,7 @@ def inspected(answer: Answer) -> tuple[InspectResult, ...]:
 
 
 @asynccontextmanager
-async def world(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> AsyncIterator[World]:
+async def small_service(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> AsyncIterator[SmallService]:
     """An explainer with the small network, ready."""
     load_small(monkeypatch)
     chosen, metrics = small_settings(folder, **settings), Metrics()
@@ -132,6 +132,6 @@ async def world(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) 
     with ThreadPoolExecutor(2) as codecs:
         await registry.start()
         try:
-            yield World(Explainer(registry, chosen, codecs, metrics), registry, codecs, metrics)
+            yield SmallService(Explainer(registry, chosen, codecs, metrics), registry, codecs, metrics)
         finally:
             await registry.close()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests import images as make
+from tests import image_files as make
 
 Pixels = NDArray[np.uint8]
 LOSSY = 3.0  # mean absolute difference in levels that JPEG at quality 92 may make of the scene

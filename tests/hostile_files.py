@@ -17,10 +17,10 @@ from functools import cache, partial
 import numpy as np
 from PIL import Image
 
-from tests import images as make
-from tests.foreign import OTHER_FORMATS
-from tests.misread import gif_webp, jpeg, png
-from tests.misread.base import Odd
+from tests import image_files as make
+from tests.ambiguous_files import gif_webp, jpeg, png
+from tests.ambiguous_files.base import Odd
+from tests.unsupported_formats import OTHER_FORMATS
 
 Data = Callable[[], bytes]
 
