@@ -25,7 +25,9 @@ RUN case "$VARIANT" in \
         cuda) ;; \
         *) echo "VARIANT is cpu or cuda, not '$VARIANT'" >&2; exit 1 ;; \
     esac
+COPY setup.py ./
 COPY service service
+COPY models models
 RUN pip install --no-deps --force-reinstall . && camserve --help > /dev/null
 
 FROM ${BASE} AS runtime

@@ -15,7 +15,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.vocabulary import EngineOption, PrecisionOption
 
-REPOSITORY_MODELS = Path(__file__).resolve().parent.parent / "models"
+_PACKAGE = Path(__file__).resolve().parent
+_INSTALLED_MODELS = _PACKAGE / "models"
+# The cards that come with the service: an installation has them inside the package, a checkout beside it.
+DEFAULT_MODELS_DIR = _INSTALLED_MODELS if _INSTALLED_MODELS.is_dir() else _PACKAGE.parent / "models"
 
 
 def _split(value: object) -> object:
@@ -36,7 +39,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CAMSERVE_", frozen=True, extra="forbid", env_ignore_empty=True)
 
     models: Names = Field(("efficientnet_lite0",), description="Cards to load at start; the first is the default model.")
-    models_dir: Path = Field(REPOSITORY_MODELS, description="Folder of model cards (*.toml).")
+    models_dir: Path = Field(DEFAULT_MODELS_DIR, description="Folder of model cards (*.toml).")
     device: str = Field(
         "auto", description="auto (cuda when there is one), cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
     )

@@ -62,7 +62,7 @@ def compose() -> dict[str, Any]:
 
 
 def test_what_the_image_is_made_of_exists_and_reaches_the_builder() -> None:
-    assert {"service", "models", "pyproject.toml"} <= set(copied())
+    assert {"service", "models", "pyproject.toml", "setup.py"} <= set(copied())
     for source in copied():
         assert (ROOT / source).exists(), source
         assert not ignored(source), source

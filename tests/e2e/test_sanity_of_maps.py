@@ -20,7 +20,7 @@ from service.engine.types import EngineResult
 from service.imaging.decode import decode
 from service.imaging.geometry import place, resample
 from service.imaging.headers import Limits
-from service.settings import REPOSITORY_MODELS
+from service.settings import DEFAULT_MODELS_DIR
 from tests.conftest import Running
 from tests.photographs import ALL
 
@@ -54,7 +54,7 @@ def test_gradcam_beats_a_random_map_and_the_centre_on_average(server: Running) -
 @pytest.fixture(scope="module")
 def networks() -> tuple[Network, Network]:
     """The embedded model, and the same with the weights of its classifier in another order (Adebayo 2018)."""
-    card = read_cards(REPOSITORY_MODELS)["efficientnet_lite0"]
+    card = read_cards(DEFAULT_MODELS_DIR)["efficientnet_lite0"]
     loaded = load(card)
     shuffled = copy.deepcopy(loaded)
     weight = shuffled.module.get_parameter("classifier.weight")

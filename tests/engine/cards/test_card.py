@@ -8,7 +8,7 @@ import pytest
 
 from service.engine.cards.card import Card, read_cards
 from service.errors import ConfigurationError
-from service.settings import REPOSITORY_MODELS
+from service.settings import DEFAULT_MODELS_DIR
 
 GOOD = """
 [architecture]
@@ -30,7 +30,7 @@ def card(folder: Path, text: str, name: str = "mine") -> Path:
 
 
 def test_the_repositorys_own_cards_are_good() -> None:
-    cards = read_cards(REPOSITORY_MODELS)
+    cards = read_cards(DEFAULT_MODELS_DIR)
     assert {"efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "resnet50", "vgg16"} <= set(cards)
     assert cards["efficientnet_lite0"].explain.layer == ("bn2",)
 

@@ -12,11 +12,11 @@ from service.engine.cards.labels import read_labels
 from service.engine.network import Network
 from service.engine.sources import load
 from service.engine.types import EngineResult
-from service.settings import REPOSITORY_MODELS
+from service.settings import DEFAULT_MODELS_DIR
 
 pytestmark = pytest.mark.slow
 
-CARDS = read_cards(REPOSITORY_MODELS)
+CARDS = read_cards(DEFAULT_MODELS_DIR)
 FIXED = {"vit_b_16", "vit_base_patch16_224"}  # take images of one size only
 SIDE = 128  # elsewhere: exporting costs the same, running less
 

@@ -13,10 +13,10 @@ import torchvision
 from service.engine.cards.card import Card, read_cards
 from service.engine.sources import load
 from service.errors import ConfigurationError
-from service.settings import REPOSITORY_MODELS
+from service.settings import DEFAULT_MODELS_DIR
 from tests.engine.cards.test_card import GOOD, card
 
-CARDS = read_cards(REPOSITORY_MODELS)
+CARDS = read_cards(DEFAULT_MODELS_DIR)
 RESNET18 = GOOD.replace('source = "timm"', 'source = "torchvision"')
 
 
