@@ -13,7 +13,6 @@ from cyclopts.types import ExistingPath
 from cyclopts.validators import Number
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Column, Table
 
 from service import __version__
 from service.cli.parameters import (
@@ -130,17 +129,11 @@ def evaluate(
 @app.command(sort_key=4)
 def models(*, settings: Annotated[ModelsSettings | None, FIELDS_AS_OPTIONS] = None) -> None:
     """List the model cards."""
-    from service.engine.cards.card import read_cards  # noqa: PLC0415
+    from service.cli.card_table import print_cards  # noqa: PLC0415
 
     settings = settings or read_environment(ModelsSettings)
     with report_errors():
-        cards = read_cards(settings.models_dir)
-    name = Column("name", no_wrap=True)  # what is typed must be readable, however narrow the terminal
-    table = Table(name, "architecture", "weights", "layer", "description", title=str(settings.models_dir), title_justify="left")
-    for card in cards.values():
-        architecture = f"{card.architecture.source} {card.architecture.name}"
-        table.add_row(card.name, architecture, str(card.weights), ", ".join(card.explain.layer), card.description)
-    out.print(table)
+        print_cards(settings.models_dir, out)
 
 
 @app.command(sort_key=5)

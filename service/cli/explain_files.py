@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import csv
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,31 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
+def name_overlays(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """A PNG file in `folder` for each image file, called as the image is called: `dog.png` for `dog.jpg`.
+
+    The name gets a number, `dog-2.png`, where an earlier overlay has the plain one already (upper and lower case are the same,
+    as in some file systems) or where the plain one is the path of an image to be explained, which must not be overwritten.
+    """
+    plain_names = {f"{file.stem}.png".casefold() for file in files}
+    images = {str(file.resolve()).casefold() for file in files}
+    root = folder.resolve()
+    numbers: Counter[str] = Counter()
+    overlays = {}
+    for file in files:
+        while True:
+            numbers[file.stem.casefold()] += 1
+            number = numbers[file.stem.casefold()]
+            name = f"{file.stem}.png" if number == 1 else f"{file.stem}-{number}.png"
+            is_for_another = number > 1 and name.casefold() in plain_names
+            if not is_for_another and str(root / name).casefold() not in images:
+                break
+        overlays[file] = folder / name
+    return overlays
+
+
 def explain_files(paths: Iterable[Path], folder: Path, options: ExplainOptions, settings: Settings, out: Console) -> int:
-    """Explains every image, writes `folder/*.png` and `folder/explanations.csv`, prints a table.
+    """Explains every image, writes its overlay (see `name_overlays`) and `folder/explanations.csv`, prints a table.
 
     Returns:
         How many files could not be explained; each is told in the table and the CSV.
@@ -77,7 +101,8 @@ def explain_files(paths: Iterable[Path], folder: Path, options: ExplainOptions, 
     """
     files = find_images(paths)
     folder.mkdir(parents=True, exist_ok=True)
-    records = asyncio.run(_explain_all(files, folder, options, settings, out))
+    overlays = name_overlays(files, folder)
+    records = asyncio.run(_explain_all(overlays, options, settings, out))
     with (folder / "explanations.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -87,7 +112,7 @@ def explain_files(paths: Iterable[Path], folder: Path, options: ExplainOptions, 
 
 
 async def _explain_all(
-    files: Sequence[Path], folder: Path, options: ExplainOptions, settings: Settings, out: Console
+    overlays: Mapping[Path, Path], options: ExplainOptions, settings: Settings, out: Console
 ) -> list[ExplanationRecord]:
     settings = settings.model_copy(update={"models": (options.model,)}) if options.model else settings
     metrics = Metrics()
@@ -100,16 +125,15 @@ async def _explain_all(
         # Enough at once to fill a batch while the next is being decoded, no more: images are held in memory.
         at_once = asyncio.Semaphore(2 * settings.max_batch_size)
         with Progress(*columns, console=out, transient=True) as progress:
-            task = progress.add_task("explaining", total=len(files))
+            task = progress.add_task("explaining", total=len(overlays))
 
-            async def explain(number: int, file: Path) -> list[ExplanationRecord]:
+            async def explain(file: Path, overlay: Path) -> list[ExplanationRecord]:
                 async with at_once:
-                    name = f"{number:0{len(str(len(files)))}d}-{file.stem}" if len(files) > 1 else file.stem
-                    records = await _explain_file(explainer, file, folder / f"{name}.png", options)
+                    records = await _explain_file(explainer, file, overlay, options)
                 progress.advance(task)
                 return records
 
-            records_of_files = await asyncio.gather(*(explain(number, file) for number, file in enumerate(files, 1)))
+            records_of_files = await asyncio.gather(*(explain(file, overlay) for file, overlay in overlays.items()))
         await registry.close()
     return [record for records in records_of_files for record in records]
 

@@ -14,9 +14,10 @@ from PIL import Image
 
 from service import __version__
 from service.cli import app, main
-from service.cli.explain_files import COLUMNS
+from service.cli.explain_files import COLUMNS, name_overlays
+from service.engine.cards.card import read_cards
 from service.explain.options import ExplainOptions
-from service.settings import Settings
+from service.settings import DEFAULT_MODELS_DIR, Settings
 from tests.commands import CommandResult, invoke
 from tests.model_cards import write_card
 from tests.photographs import CHELSEA, COFFEE
@@ -136,6 +137,23 @@ def test_models_lists_the_cards_by_their_whole_names() -> None:
             assert name in result.stdout
 
 
+def test_models_fit_a_terminal_of_80_columns_a_line_each() -> None:
+    lines = camserve("models", columns=80).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = {cells[1].strip(): cells[2].strip() for line in lines if len(cells := line.split("│")) == 5}
+    assert rows.keys() == read_cards(DEFAULT_MODELS_DIR).keys()
+    assert rows["mobilenet_v3_large"] == "torchvision mobilenet_v3_large"
+    assert "ImageNet-1k" not in "".join(lines)
+    assert "A wider terminal" in lines[-1]
+
+
+def test_models_are_described_in_a_wide_terminal() -> None:
+    stdout = camserve("models", columns=200).stdout
+    assert "MobileNetV3-Large, ImageNet-1k" in stdout
+    assert "encoder.layers.encoder_layer_11.ln_1" in stdout
+    assert "A wider terminal" not in stdout
+
+
 def test_models_of_a_folder_without_cards(tmp_path: Path) -> None:
     result = camserve("models", "--models-dir", tmp_path)
     assert result.exit_code == 3
@@ -145,7 +163,7 @@ def test_models_of_a_folder_without_cards(tmp_path: Path) -> None:
 def test_a_folder_is_explained_and_what_is_broken_is_told(explained: tuple[CommandResult, Path]) -> None:
     result, out = explained
     assert result.exit_code == 1, result.output
-    assert {path.name for path in out.iterdir()} == {"1-COFFEE.png", "3-cat.png", "explanations.csv"}
+    assert {path.name for path in out.iterdir()} == {"COFFEE.png", "cat.png", "explanations.csv"}
     coffee, broken, cat = rows(out)
     assert tuple(coffee) == COLUMNS
     for row, photo in ((coffee, COFFEE), (cat, CHELSEA)):
@@ -161,6 +179,23 @@ def test_a_folder_is_explained_and_what_is_broken_is_told(explained: tuple[Comma
     assert "Upload the whole file" in broken["error"]
     assert "tiger cat" in result.stdout
     assert "broken.jpg" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("files", "overlays"),
+    [
+        (("a/dog.jpg", "a/cat.webp"), ("dog", "cat")),
+        (("a/dog.jpg", "b/dog.jpg", "b/DOG.png"), ("dog", "dog-2", "DOG-3")),
+        (("a/dog.jpg", "b/dog.jpg", "c/dog-2.jpg"), ("dog", "dog-3", "dog-2")),  # another picture's own name stays its own
+        (("a/dog.tar.jpg", "a/dog.jpg"), ("dog.tar", "dog")),
+        (("out/dog.png",), ("dog-2",)),  # the picture is not overwritten
+        (("a/dog.jpg", "out/dog.png", "out/dog-2.png"), ("dog-3", "dog-4", "dog-2-2")),
+    ],
+)
+def test_overlays_are_called_as_their_pictures(tmp_path: Path, files: tuple[str, ...], overlays: tuple[str, ...]) -> None:
+    named = name_overlays([tmp_path / file for file in files], tmp_path / "a" / ".." / "out")
+    assert [path.name for path in named.values()] == [f"{overlay}.png" for overlay in overlays]
+    assert list(named) == [tmp_path / file for file in files]
 
 
 def test_several_classes_are_a_sheet_and_a_row_each(tiny: Path, tmp_path: Path) -> None:
