@@ -15,17 +15,16 @@ RUN python3 -m venv /opt/camserve
 ENV PATH=/opt/camserve/bin:$PATH
 WORKDIR /build
 # The dependencies by themselves: a change of the source does not install torch again.
-COPY pyproject.toml README.md ./
-RUN mkdir service && touch service/__init__.py \
+COPY pyproject.toml setup.py README.md ./
+RUN mkdir service models && touch service/__init__.py \
     && pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} '.[lite]' \
-    && rm -rf service build ./*.egg-info
+    && rm -rf service models build ./*.egg-info
 COPY deploy/slim.py deploy/slim.py
 RUN case "$VARIANT" in \
         cpu) pip uninstall --yes triton && python deploy/slim.py && python -c 'import timm, torchvision' ;; \
         cuda) ;; \
         *) echo "VARIANT is cpu or cuda, not '$VARIANT'" >&2; exit 1 ;; \
     esac
-COPY setup.py ./
 COPY service service
 COPY models models
 RUN pip install --no-deps --force-reinstall . && camserve --help > /dev/null
