@@ -186,13 +186,13 @@ def test_a_folder_is_explained_and_what_is_broken_is_told(explained: tuple[Comma
     [
         (("a/dog.jpg", "a/cat.webp"), ("dog", "cat")),
         (("a/dog.jpg", "b/dog.jpg", "b/DOG.png"), ("dog", "dog-2", "DOG-3")),
-        (("a/dog.jpg", "b/dog.jpg", "c/dog-2.jpg"), ("dog", "dog-3", "dog-2")),  # another picture's own name stays its own
+        (("a/dog.jpg", "b/dog.jpg", "c/dog-2.jpg"), ("dog", "dog-3", "dog-2")),  # another image's own name stays its own
         (("a/dog.tar.jpg", "a/dog.jpg"), ("dog.tar", "dog")),
-        (("out/dog.png",), ("dog-2",)),  # the picture is not overwritten
+        (("out/dog.png",), ("dog-2",)),  # the image is not overwritten
         (("a/dog.jpg", "out/dog.png", "out/dog-2.png"), ("dog-3", "dog-4", "dog-2-2")),
     ],
 )
-def test_overlays_are_called_as_their_pictures(tmp_path: Path, files: tuple[str, ...], overlays: tuple[str, ...]) -> None:
+def test_overlays_are_called_as_their_images(tmp_path: Path, files: tuple[str, ...], overlays: tuple[str, ...]) -> None:
     named = name_overlays([tmp_path / file for file in files], tmp_path / "a" / ".." / "out")
     assert [path.name for path in named.values()] == [f"{overlay}.png" for overlay in overlays]
     assert list(named) == [tmp_path / file for file in files]
