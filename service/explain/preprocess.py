@@ -53,13 +53,13 @@ def preprocess(
         ImageError: the bytes are not an image that can be used, or one too large for `fit=native`.
     """
 
-    def reducible(width: int, height: int) -> float:
+    def max_reduction(width: int, height: int) -> float:
         if rendered_size == "original" or fit == "native":
             return 1.0
         most = place(width, height, preprocessing, fit).reduction / SPARE_PIXELS
         return min(most, max(width, height) / rendered_size) if isinstance(rendered_size, int) else most
 
-    decoded = decode(data, limits, reducible)
+    decoded = decode(data, limits, max_reduction)
     width, height = decoded.width, decoded.height
     if fit == "native" and height * width > MAX_NATIVE_PIXELS:
         raise ImageTooManyPixels(
