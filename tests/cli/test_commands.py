@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from service import __version__
-from service.cli import app, main
+from service.cli import app, main, out
 from service.cli.explain_files import COLUMNS, name_overlays
 from service.engine.cards.card import read_cards
 from service.explain.options import ExplainOptions
@@ -31,6 +31,7 @@ MAP_OPTIONS = (
 
 
 def camserve(*arguments: str | Path, columns: int = 200) -> CommandResult:
+    out.width = columns  # rich has read COLUMNS already, when the command line was imported
     return invoke(app, *arguments, columns=columns)
 
 
