@@ -58,10 +58,12 @@ def load(card: Card, *, random_weights: bool = False) -> LoadedNetwork:
             else:
                 torch.manual_seed(card.weights.random or 0)
                 network = source.from_architecture(card)
-    except (TypeError, ValueError) as error:
+    except (ConfigurationError, MemoryError):
+        raise
+    except Exception as error:  # a library's own: KeyError, AttributeError, ... depending on what does not fit
         raise ConfigurationError(
             f"card {card.name}: architecture: {card.architecture.source} cannot build {card.architecture.name!r} like this: "
-            f"{_first_line(error)}"
+            f"{type(error).__name__}: {_first_line(error)}"
         ) from error
     for module in network.module.modules():
         module.training = False  # eval() would do the same, but an exported program refuses it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +57,30 @@ def _check_name(card: Card) -> str:
     return name
 
 
+def pretrained_config(name: str) -> dict[str, Any] | None:
+    """What timm knows of a network's weights (input size, mean, std, ...); None where it has no such network."""
+    config = _pretrained_config(name)
+    return None if config is None else config.to_dict()
+
+
+def timm_preprocessing(data: Mapping[str, Any]) -> Preprocessing:
+    """The preprocessing that is equal to the evaluation transform of a data configuration of timm."""
+    _, height, width = data["input_size"]
+    return Preprocessing(
+        height=height,
+        width=width,
+        resize=int(min(height, width) / data["crop_pct"]),
+        interpolation=data["interpolation"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+    )
+
+
 def _source_network(card: Card, module: nn.Module) -> SourceNetwork:
     name = f"{card.architecture.name}.{card.weights.name}" if card.weights.name else card.architecture.name
-    config: dict[str, Any] = _pretrained_config(name).to_dict()
     size_args = {key: value for key, value in card.architecture.args.items() if key == "img_size"}
-    data: dict[str, Any] = _data_config(size_args, pretrained_cfg=config)
-    _, height, width = data["input_size"]
-    mean, std = tuple(data["mean"]), tuple(data["std"])
+    preprocessing = timm_preprocessing(_data_config(size_args, pretrained_cfg=pretrained_config(name)))
     if card.architecture.args.get("in_chans") == 1:
-        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    resize = int(min(height, width) / data["crop_pct"])
-    return SourceNetwork(
-        module,
-        Preprocessing(height=height, width=width, resize=resize, interpolation=data["interpolation"], mean=mean, std=std),
-    )
+        mean, std = preprocessing.mean, preprocessing.std
+        preprocessing = replace(preprocessing, mean=(sum(mean) / len(mean),), std=(sum(std) / len(std),))
+    return SourceNetwork(module, preprocessing)

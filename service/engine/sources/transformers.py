@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from service.engine.cards.card import Card
 from service.engine.sources.base import SourceNetwork, returning
 from service.engine.sources.checkpoint import read_state
+from service.engine.sources.timm import pretrained_config, timm_preprocessing
 from service.errors import ConfigurationError
 from service.vocabulary import Fit, Interpolation, Preprocessing
 
@@ -26,13 +27,15 @@ _processors: Any = transformers.AutoImageProcessor
 _classes: Any = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 _processor_classes: Any = transformers.IMAGE_PROCESSOR_MAPPING
 
+PROCESSOR_OF: Final = {"dinov2_with_registers": "dinov2"}  # families whose checkpoints come with the processor of another
+PATCH_INPUT: Final = {"siglip2"}  # families whose input is a list of patches and its shape (NaFlex)
 RESAMPLING: Final[dict[int, Interpolation]] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def from_architecture(card: Card) -> SourceNetwork:
     """See `Source`."""
     config = _config(card)
-    return _source_network(_classifier_class(card, config)._from_config(config), _processor(config))
+    return _source_network(_classifier_class(card, config)._from_config(config), _processor(card, config))
 
 
 def from_file(card: Card, path: Path) -> SourceNetwork:
@@ -48,15 +51,14 @@ def from_file(card: Card, path: Path) -> SourceNetwork:
     )
     _check_report(card, report)
     has_processor = (path.parent / "preprocessor_config.json").is_file()
-    return _source_network(
-        module, _processors.from_pretrained(path.parent, local_files_only=True) if has_processor else _processor(config)
-    )
+    processor = _processors.from_pretrained(path.parent, local_files_only=True) if has_processor else _processor(card, config)
+    return _source_network(module, processor)
 
 
 def from_hub(card: Card) -> SourceNetwork:
     """See `Source`; the weights are the safetensors of a repository of the hub at a pinned revision."""
     hub: Any = {"pretrained_model_name_or_path": card.weights.hub, "revision": card.weights.revision}
-    config = _configs.from_pretrained(**hub, **card.architecture.args)
+    config = _without_repeated_classes(_configs.from_pretrained(**hub, **card.architecture.args))
     module, report = _classifier_class(card, config).from_pretrained(
         **hub,
         config=config,
@@ -70,14 +72,26 @@ def from_hub(card: Card) -> SourceNetwork:
 
 def _config(card: Card, folder: Path | None = None) -> Any:
     if folder is not None:
-        return _configs.from_pretrained(folder, local_files_only=True, **card.architecture.args)
+        return _without_repeated_classes(_configs.from_pretrained(folder, local_files_only=True, **card.architecture.args))
     return _configs.for_model(card.architecture.name, **card.architecture.args)
+
+
+def _without_repeated_classes(config: Any) -> Any:
+    """The configuration without the number of classes in model_args: timm writes it there too, and the library refuses that."""
+    if config.model_type == "timm_wrapper" and config.model_args:
+        config.model_args = {name: value for name, value in config.model_args.items() if name != "num_classes"}
+    return config
 
 
 def _classifier_class(card: Card, config: Any) -> Any:
     """The class of image classifiers of a configuration's family, which must be the card's family."""
     if config.model_type != card.architecture.name:
         raise ConfigurationError(f"card {card.name}: architecture.name: the weights are of the family {config.model_type!r}")
+    if config.model_type in PATCH_INPUT:
+        raise ConfigurationError(
+            f"card {card.name}: architecture.name: {config.model_type} takes a list of patches, not an image; use a family of "
+            "fixed size, such as siglip"
+        )
     if type(config) not in _classes:
         raise ConfigurationError(f"card {card.name}: architecture.name: {config.model_type} has no image classifier")
     classes = _classes[type(config)]
@@ -96,20 +110,45 @@ def _check_report(card: Card, report: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"card {card.name}: weights do not fit the network: {'; '.join(differences)[:600]}")
 
 
-def _processor(config: Any) -> Any:
+def _processor(card: Card, config: Any) -> Any:
     """The image processor of a family, with its defaults except the size, which is the network's if the network has one."""
-    family = _processor_classes[type(config)]["pil"]
-    processor, side = family(), getattr(config, "image_size", None)
-    return family(size={"height": side, "width": side}) if side and processor.size.get("height") else processor
+    if config.model_type == "timm_wrapper":
+        weights = getattr(config, "pretrained_cfg", None) or pretrained_config(config.architecture)
+        return transformers.TimmWrapperImageProcessor(dict(weights or {}), architecture=config.architecture)
+    family = PROCESSOR_OF.get(config.model_type, config.model_type)
+    classes = _processor_classes.get(transformers.CONFIG_MAPPING[family], None)
+    if classes is None:
+        raise ConfigurationError(
+            f"card {card.name}: preprocess: transformers has no image processor of the family {config.model_type}; put the "
+            "checkpoint's preprocessor_config.json beside the weights"
+        )
+    processor_class = classes.get("pil") or classes["torchvision"]
+    processor, side = processor_class(), getattr(config, "image_size", None)
+    if not side or not processor.size.get("height"):
+        return processor
+    height, width = (side, side) if isinstance(side, int) else side
+    return processor_class(size={"height": height, "width": width})
 
 
 def _source_network(module: Any, processor: Any) -> SourceNetwork:
     assert isinstance(module, nn.Module)
+    if _is_bgr(processor):
+        module.register_forward_pre_hook(_flip_channels)
     return SourceNetwork(returning(module, _logits), preprocessing_of(processor))
 
 
+def _is_bgr(processor: Any) -> bool:
+    """Whether the processor hands the channels to the network in the order blue, green, red."""
+    return bool(getattr(processor, "do_flip_channel_order", False)) or isinstance(processor, transformers.PPLCNetImageProcessor)
+
+
+def _flip_channels(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].flip(1), *inputs[1:])
+
+
 def _logits(output: Any) -> Tensor:
-    logits: Tensor = output.logits
+    """The logits of a classifier's output; PP-LCNet calls them its last hidden state."""
+    logits: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
     return logits
 
 
@@ -117,8 +156,11 @@ def preprocessing_of(processor: Any) -> Preprocessing:
     """The preprocessing that is equal to an image processor of the library.
 
     A processor with a size of height and width squashes the whole image to it; one with a shortest edge keeps the aspect ratio
-    and crops. ConvNeXT's processor crops too, by a ratio, if its edge is shorter than 384.
+    and crops. ConvNeXT's processor crops too, by a ratio, if its edge is shorter than 384. The order of the channels
+    is not part of it: a network for BGR gets a hook that reverses the channels of RGB.
     """
+    if isinstance(processor, transformers.TimmWrapperImageProcessor):
+        return timm_preprocessing(processor.data_config)
     size, crop, ratio = processor.size, processor.crop_size, getattr(processor, "crop_pct", None)
     edge: int | None = size.get("shortest_edge")
     height, width = (edge, edge) if edge else (size.get("height"), size.get("width"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -110,6 +111,7 @@ def test_a_family_without_a_classifier(tmp_path: Path) -> None:
         ("ConvNextImageProcessorPil", {}),
         ("ConvNextImageProcessorPil", {"size": {"shortest_edge": 224}}),
         ("BitImageProcessorPil", {}),
+        ("MobileViTImageProcessorPil", {"do_flip_channel_order": False, "size": {"shortest_edge": 288}}),
     ],
 )
 def test_images_are_prepared_as_the_library_prepares_them(family: str, args: dict[str, Any]) -> None:
@@ -120,3 +122,92 @@ def test_images_are_prepared_as_the_library_prepares_them(family: str, args: dic
     ours = (pixels / 255 - np.array(own.mean)) / np.array(own.std)
     # One level of 255, divided by the standard deviation, where the two crop or round differently.
     assert np.abs(ours.transpose(2, 0, 1) - theirs).max() < 2.1 / 255 / min(own.std)
+
+
+def family_card(folder: Path, family: str, args: str) -> Card:
+    text = GOOD.replace('source = "timm"\nname = "resnet18"', f'source = "transformers"\nname = "{family}"\nargs = {{{args}}}')
+    return Card.read(card(folder, text))
+
+
+TRANSFORMER = "hidden_size = 32, num_hidden_layers = 2, num_attention_heads = 2, num_labels = 10"
+
+
+@pytest.mark.parametrize(
+    ("family", "args", "grid"),
+    [
+        ("dinov2_with_registers", f"{TRANSFORMER}, image_size = 64, patch_size = 16", (14, 14)),
+        ("pp_lcnet", "num_labels = 10", (7, 7)),
+        ("pvt_v2", "num_labels = 10", (7, 7)),
+        ("timm_wrapper", 'architecture = "resnet18", num_labels = 10', (7, 7)),
+    ],
+)
+def test_families_with_processors_of_their_own_kind(tmp_path: Path, family: str, args: str, grid: tuple[int, int]) -> None:
+    loaded = load(family_card(tmp_path, family, args))
+    network = Network(family, loaded, (), torch.device("cpu"))
+    gradcam = METHODS["gradcam"]
+    request = EngineRequest(pixels=scene(224, 224), classes=(3,), method=gradcam, parameters=gradcam.defaults)
+    (result,) = network.run([request])
+    assert isinstance(result, EngineResult), result
+    assert result.logits.shape == (10,)
+    assert result.maps[0][0].shape == grid
+
+
+def test_register_tokens_are_not_places(tmp_path: Path) -> None:
+    """Grad-CAM by plain hooks, over the tokens behind the class token and four registers."""
+    loaded = load(family_card(tmp_path, "dinov2_with_registers", f"{TRANSFORMER}, image_size = 64, patch_size = 16"))
+    network = Network("registers", loaded, (), torch.device("cpu"))
+    gradcam = METHODS["gradcam"]
+    pixels = scene(224, 224)
+    request = EngineRequest(pixels=pixels, classes=(3,), method=gradcam, parameters=gradcam.defaults)
+    (result,) = network.run([request])
+    assert isinstance(result, EngineResult), result
+
+    (layer,) = network.default_layers
+    outputs: list[torch.Tensor] = []
+    module = loaded.module
+    handle = module.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    own = loaded.preprocessing
+    normalized = (torch.tensor(pixels) / 255 - torch.tensor(own.mean)) / torch.tensor(own.std)
+    logits = module(normalized.permute(2, 0, 1)[None].requires_grad_())
+    handle.remove()
+    (gradients,) = torch.autograd.grad(logits[0, 3], outputs[0])
+    patches, weights = outputs[0][0, 5:].detach(), gradients[0, 5:].mean(0)
+    expected = (patches @ weights).reshape(14, 14)  # signed, as results are
+    torch.testing.assert_close(torch.tensor(result.maps[0][0]), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "args"), [("mobilevit", "num_labels = 10"), ("pp_lcnet", "num_labels = 10")])
+def test_networks_for_bgr_are_given_bgr(tmp_path: Path, family: str, args: str) -> None:
+    loaded = load(family_card(tmp_path, family, args))
+    images = torch.rand(1, 3, 256, 256)
+    reversed_channels = loaded.module(images)
+    loaded.module._forward_pre_hooks.clear()
+    assert torch.equal(reversed_channels, loaded.module(images.flip(1)))
+    assert not torch.equal(reversed_channels, loaded.module(images))
+
+
+def test_weights_of_timm_in_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the hub serves timm's networks: a config.json of timm beside timm's own names of parameters."""
+    torch.manual_seed(4)
+    module = timm.create_model("resnet18", pretrained=False).eval()
+    monkeypatch.chdir(tmp_path)
+    timm.models.save_for_hf(module, "our/net", safe_serialization=True)
+    text = GOOD.replace('source = "timm"\nname = "resnet18"', 'source = "transformers"\nname = "timm_wrapper"')
+    loaded = load(Card.read(card(tmp_path, text.replace("random = 0", f'hub = "our/net"\nrevision = "{"a" * 40}"'))))
+    images = torch.rand(1, 3, 224, 224)
+    torch.testing.assert_close(loaded.module(images), module(images).detach())
+    assert loaded.preprocessing == load(Card.read(card(tmp_path, GOOD))).preprocessing
+
+
+@pytest.mark.parametrize(
+    ("family", "args", "message"),
+    [
+        ("hgnet_v2", "num_labels = 10", r"no image processor of the family hgnet_v2; put .* preprocessor_config\.json"),
+        ("siglip2", "num_labels = 10", "takes a list of patches"),
+        ("timm_wrapper", 'architecture = "resnet"', "'resnet' is not supported"),
+        ("vit", "hidden_size = 0", "cannot build 'vit'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_a_configuration_error(tmp_path: Path, family: str, args: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        load(family_card(tmp_path, family, args))
