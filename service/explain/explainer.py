@@ -243,10 +243,11 @@ class Explainer:
         async def compute(chosen: Sequence[int]) -> list[BatchResult[EngineResult]]:
             asked, needed = [requests[index] for index in chosen], [costs[index] for index in chosen]
             if plan.lane == "slow":
-                return await scheduler.run_jobs([_slow_job(network, one) for one in asked], deadline, reservation, needed)
-            return await scheduler.run(asked, deadline, reservation, needed)
+                return await scheduler.run_jobs([_slow_job(network, one) for one in asked], deadline, None, needed)
+            return await scheduler.run(asked, deadline, None, needed)
 
-        # A result that is cached, or computed for another request, takes no place in the queue.
+        # A result that is cached, or computed for another request, takes no place in the queue. Once: what is left of the
+        # reservation is for the evaluation, which may use the same lane.
         reservation.release(plan.lane, len(images))
         cache = plan.model.cache
         found = await cache.find(plan.keys(images, requests), compute, plan.policy)

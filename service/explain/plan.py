@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from service.engine.batch import EngineRequest
 from service.engine.evaluation.faithfulness import PASSES_PER_MAP
+from service.engine.methods.input_gradients import GRADIENT_COST
 from service.engine.methods.method import Method
 from service.engine.types import LayerStatisticsRequest, MethodParameters
 from service.errors import NotAcceptable, ParameterInvalid
@@ -15,8 +16,6 @@ from service.explain.model import ClassSelection, Model
 from service.explain.options import ExplainOptions, InspectOptions, Targets
 from service.explain.preprocess import PreparedImage
 from service.vocabulary import CachePolicy, Delivery, Fit, LaneName, Size
-
-INSPECT_PASSES = 3  # one pass forwards and one back
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +158,7 @@ class InspectPlan:
     @property
     def costs(self) -> list[int]:
         """Passes of the network that each image needs."""
-        return [INSPECT_PASSES] * len(self.images)
+        return [GRADIENT_COST] * len(self.images)
 
     def requests(self, images: Sequence[PreparedImage]) -> list[LayerStatisticsRequest]:
         """What the network is asked, for each image."""

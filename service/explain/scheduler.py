@@ -565,17 +565,19 @@ class Scheduler(Generic[Item, Result]):
             self._request_ended.set()
 
     async def run(
-        self, items: Sequence[Item], deadline: Deadline, reservation: Reservation, costs: Sequence[int] | None = None
+        self, items: Sequence[Item], deadline: Deadline, reservation: Reservation | None, costs: Sequence[int] | None = None
     ) -> list[BatchResult[Result]]:
-        """Runs items in the fast lane; see `Lane.submit`."""
-        reservation.release("fast", len(items))
+        """Runs items in the fast lane; see `Lane.submit`. The reservation is None where their places are given back already."""
+        if reservation is not None:
+            reservation.release("fast", len(items))
         return await self.fast.submit(items, deadline, costs)
 
     async def run_jobs(
-        self, jobs: Sequence[Job[T]], deadline: Deadline, reservation: Reservation, costs: Sequence[int] | None = None
+        self, jobs: Sequence[Job[T]], deadline: Deadline, reservation: Reservation | None, costs: Sequence[int] | None = None
     ) -> list[BatchResult[T]]:
-        """Runs jobs in the slow lane, one at a time; each calls its checkpoint between chunks. See `Lane.submit`."""
-        reservation.release("slow", len(jobs))
+        """Runs jobs in the slow lane, one at a time; each calls its checkpoint between chunks. As `run`."""
+        if reservation is not None:
+            reservation.release("slow", len(jobs))
         results: list[BatchResult[T]] = await self.slow.submit(jobs, deadline, costs)
         return results
 

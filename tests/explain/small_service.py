@@ -22,7 +22,7 @@ from service.explain.model import Model
 from service.explain.options import ExplainOptions, InspectOptions
 from service.explain.plan import ImageInput
 from service.explain.registry import Registry
-from service.explain.results import Answer, ExplainResult, InspectResult
+from service.explain.results import Answer, ExplainResult
 from service.explain.scheduler import Deadline
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -112,13 +112,6 @@ class SmallService:
 def explained(answer: Answer) -> tuple[ExplainResult, ...]:
     """The results of an answer of `explain`."""
     results = tuple(result for result in answer.results if isinstance(result, ExplainResult))
-    assert len(results) == len(answer.results)
-    return results
-
-
-def inspected(answer: Answer) -> tuple[InspectResult, ...]:
-    """The results of an answer of `inspect`."""
-    results = tuple(result for result in answer.results if isinstance(result, InspectResult))
     assert len(results) == len(answer.results)
     return results
 

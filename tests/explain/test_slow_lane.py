@@ -18,7 +18,7 @@ from service.engine.graph.runner import NETWORK_ROWS, ChunkedRunner
 from service.engine.methods.method import QueryMethod
 from service.engine.network import Network
 from service.engine.types import EngineResult, LayerStatisticsResult
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, Overloaded
 from service.explain.results import Media
 from service.explain.scheduler import Deadline
 from tests import image_files as make
@@ -200,6 +200,31 @@ async def test_inspecting_stops_at_its_checkpoint_when_its_client_leaves(
     async with scheduler.admit({"slow": 1}, 0, deadline) as reservation:
         await scheduler.run_jobs([lambda _checkpoint: None], deadline, reservation)  # comes after it
     assert not passes, "the network was not asked for a request that nobody waits for"
+
+
+async def test_places_for_the_evaluation_are_held_while_the_maps_are_computed(
+    small: SmallService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, gate = threading.Event(), threading.Event()
+    run = Network.run
+
+    def held(self: Network, *arguments: Any) -> object:
+        entered.set()
+        gate.wait(10)
+        return run(self, *arguments)
+
+    scheduler = small.registry.get(None).scheduler
+    monkeypatch.setattr(Network, "run", held)
+    monkeypatch.setattr(scheduler.slow, "_max_queue_size", 2)
+    asking = asyncio.create_task(small.explain(IMAGE, method="rise", samples=8, evaluate=True, within_s=30))
+    assert await asyncio.to_thread(entered.wait, 10)
+    with pytest.raises(Overloaded):
+        async with scheduler.admit({"slow": 2}, 0, Deadline(30)):
+            pass
+    async with scheduler.admit({"slow": 1}, 0, Deadline(30)):
+        gate.set()
+        (result,) = explained(await asking)
+    assert result.explanations[0].evaluation is not None
 
 
 async def test_every_layer_and_class_counts_in_the_estimate(small: SmallService, monkeypatch: pytest.MonkeyPatch) -> None:
