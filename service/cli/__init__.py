@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ from service.settings import Settings
 SOME_FAILED = 1
 WRONG_COMMAND_LINE = 2
 FAILED_START = 3  # a card, its weights or a setting is wrong
+
+# Imports and exports create millions of objects that stay; at Python's own threshold of 700 the collector walks them so often
+# that the start takes a second longer. See `tests/bench/NOTES.md`.
+COLLECTION_THRESHOLDS = (10_000, 10, 10)
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -155,6 +160,7 @@ def bench(
 
 def main() -> None:
     """Entry point of the `camserve` command."""
+    gc.set_threshold(*COLLECTION_THRESHOLDS)
     if not sys.argv[1:]:
         app.help_print()
         sys.exit(WRONG_COMMAND_LINE)
