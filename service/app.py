@@ -104,4 +104,4 @@ async def _load(services: Services, on_fatal: Callable[[BaseException], None] | 
             on_fatal(error)
     else:
         if services.lifecycle.serve():
-            log.info("service_ready", models=list(services.settings.models))
+            log.info("service_ready", models=list(services.registry.startup_models))

@@ -38,8 +38,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="CAMSERVE_", frozen=True, extra="forbid", env_ignore_empty=True)
 
-    models: Names = Field(("efficientnet_lite0",), description="Cards to load at start; the first is the default model.")
-    models_dir: Path = Field(DEFAULT_MODELS_DIR, description="Folder of model cards (*.toml).")
+    models: Names = Field(
+        ("efficientnet_lite0",),
+        description="Models to load at start: cards, or references such as timm/resnet50.a1_in1k; the first is the default.",
+    )
+    models_dir: Path = Field(DEFAULT_MODELS_DIR, description="Folder of model cards (*.toml) and of folders with a model each.")
     device: str = Field(
         "auto", description="auto (cuda when there is one), cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
     )

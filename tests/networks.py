@@ -98,4 +98,10 @@ def network(
     preprocessing = Preprocessing(
         height=size, width=size, resize=size, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
     )
-    return Network(name, LoadedNetwork(module, preprocessing, "sha256:test"), layers, torch.device(device), options=options)
+    return Network(
+        name,
+        LoadedNetwork(module=module, preprocessing=preprocessing, digest="sha256:test"),
+        layers,
+        torch.device(device),
+        options=options,
+    )

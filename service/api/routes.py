@@ -193,7 +193,7 @@ async def _answer(
     deadline = Deadline(services.settings.request_timeout_s)
     async with deadline.enforce():
         upload = _with_model(await read_upload(request, services.settings, accepted), model)
-        name = upload.options.model or services.settings.models[0]
+        name = upload.options.model or services.registry.default
         log.model = name if name in services.registry else ""
         delivery = negotiate(request.headers.get("accept"), upload.options.format, OFFERS[response])
         answer = await cancel_on_disconnect(request.receive, ask(upload, delivery, deadline))

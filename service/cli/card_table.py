@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from service.engine.cards.card import Card, read_cards
+from service.engine.cards.card import Card
+from service.engine.cards.repository import read_cards
 
 DESCRIPTION_WIDTH = 40  # characters; a longer description is wrapped
 

@@ -86,6 +86,7 @@ async def _measure_all(
     files: Sequence[Path], methods: Sequence[str], options: ExplainOptions, settings: Settings, out: Console
 ) -> tuple[list[MethodEvaluation], dict[Path, str]]:
     models = (options.model,) if options.model else settings.models
+    options = options.model_copy(update={"model": None})  # the only model, and the default
     settings = settings.model_copy(update={"models": models, "cache_entries": 0})  # what is timed must be done
     metrics = Metrics()
     registry = Registry(settings, metrics)

@@ -114,7 +114,9 @@ def explain_files(paths: Iterable[Path], folder: Path, options: ExplainOptions, 
 async def _explain_all(
     overlays: Mapping[Path, Path], options: ExplainOptions, settings: Settings, out: Console
 ) -> list[ExplanationRecord]:
-    settings = settings.model_copy(update={"models": (options.model,)}) if options.model else settings
+    if options.model:  # a reference too; the model that it names is then the only one, and the default
+        settings = settings.model_copy(update={"models": (options.model,)})
+        options = options.model_copy(update={"model": None})
     metrics = Metrics()
     registry = Registry(settings, metrics)
     with ThreadPoolExecutor(settings.codec_threads) as codecs:

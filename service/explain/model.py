@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from service.engine.batch import EngineRequest
 from service.engine.cards.card import Card
-from service.engine.cards.labels import LabelSet, read_labels
+from service.engine.cards.labels import LabelSet, numbered_labels, read_labels
+from service.engine.cards.reference import LABELS_FILE
 from service.engine.device import Device
 from service.engine.network import Network
 from service.engine.runtimes import RuntimeOptions
@@ -26,6 +28,8 @@ from service.vocabulary import Activation
 
 START_S = 60.0  # for the first prediction of a model that is warm
 DEFAULT_TOP_K = 5
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +131,7 @@ class Model:
         self.max_batch_size = card.runtime.max_batch_size or settings.max_batch_size
         self.identity = ModelIdentity(
             name=card.name,
-            version=card.version,
+            version=network.revision or card.version if card.reference else card.version,
             digest=network.digest,
             precision=network.precision,
             engine=network.engine,
@@ -151,7 +155,7 @@ class Model:
         Raises:
             ConfigurationError: the card cannot be fulfilled.
         """
-        labels = read_labels(card)
+        labels = read_labels(card)  # before the network, for a file that is missing is found in no time
         options = RuntimeOptions(
             engine=settings.engine, precision=settings.precision, threads=settings.engine_threads, calls=settings.replicas
         )
@@ -161,6 +165,7 @@ class Model:
                 f"card {card.name}: labels.activation: the network has one logit, of which a softmax makes 1 whatever it sees; "
                 "say sigmoid, and give two labels: what a low logit means, and what a high one means"
             )
+        labels = labels or _source_labels(card, network)
         if len(labels) != network.classes:
             raise ConfigurationError(
                 f"card {card.name}: labels: there are {len(labels)} labels, but the network has {network.classes} classes"
@@ -202,8 +207,10 @@ class Model:
         preprocessing = self.network.preprocessing
         return ModelInfo(
             name=self.card.name,
-            version=self.card.version,
+            version=self.identity.version,
             description=self.card.description,
+            reference=self.card.reference,
+            revision=self.network.revision,
             state="ready",
             error=None,
             device=self.network.device,
@@ -216,3 +223,12 @@ class Model:
             methods=self.network.methods,
             digest=self.network.digest,
         )
+
+
+def _source_labels(card: Card, network: Network) -> LabelSet:
+    """The labels that the source states; numbers where it states none, or those of another number of classes."""
+    if network.labels is not None and len(network.labels) == network.classes:
+        return network.labels
+    log.warning("no_labels", model=card.name, classes=network.classes, stated=len(network.labels) if network.labels else 0,
+                remedy=f"put {LABELS_FILE} beside the weights, or give ?labels=FILE with the reference")  # fmt: skip
+    return numbered_labels(network.classes)

@@ -9,7 +9,9 @@ from functools import partial
 
 import structlog
 
-from service.engine.cards.card import Card, read_cards
+from service.engine.cards.card import Card
+from service.engine.cards.reference import is_reference
+from service.engine.cards.repository import read_cards, select_cards
 from service.engine.device import prepare_device, release_memory
 from service.errors import ConfigurationError, ModelNotFound, ModelUnhealthy, NotReady
 from service.explain.model import Model
@@ -22,7 +24,10 @@ log = structlog.get_logger(__name__)
 
 
 class Registry:
-    """The cards of the models folder and the models made of them.
+    """The cards of the models folder and of references, and the models made of them.
+
+    Attributes:
+        startup_models: names of the models that the operator asked for at start; the first is the default model.
 
     Raises:
         ConfigurationError: a card is bad, or a model is asked for that has none.
@@ -31,20 +36,15 @@ class Registry:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._cards = read_cards(settings.models_dir)
-        for name in settings.models:
-            if name not in self._cards:
-                raise ConfigurationError(
-                    f"models: there is no card {name!r} in {settings.models_dir}; cards: {', '.join(self._cards)}"
-                )
+        self._cards, self.startup_models = _find_cards(settings)
         self._states: dict[str, ModelState] = {
-            name: "loading" if name in settings.models else "available" for name in self._cards
+            name: "loading" if name in self.startup_models else "available" for name in self._cards
         }
         self._errors: dict[str, str] = {}
         self._models: dict[str, Model] = {}
         self._unloaded: set[str] = set()
         self._changes: dict[str, asyncio.Task[None]] = {}
-        for name in settings.models:
+        for name in self.startup_models:
             self._add_metrics(name)
 
     def __contains__(self, name: object) -> bool:
@@ -52,14 +52,19 @@ class Registry:
         return name in self._cards
 
     @property
+    def default(self) -> str:
+        """The name of the model that answers where a request names none: the first one asked for at start."""
+        return self.startup_models[0]
+
+    @property
     def ready(self) -> bool:
         """Whether every model asked for at start is loaded and warm, and its worker alive, but for those unloaded since."""
-        return all(self._alive(name) for name in self._settings.models if name not in self._unloaded)
+        return all(self._alive(name) for name in self.startup_models if name not in self._unloaded)
 
     @property
     def failed(self) -> bool:
         """Whether a model asked for at start could not be loaded."""
-        return any(self._states[name] == "failed" for name in self._settings.models)
+        return any(self._states[name] == "failed" for name in self.startup_models)
 
     async def start(self) -> None:
         """Loads every model asked for, each in a thread of its own.
@@ -67,7 +72,7 @@ class Registry:
         Raises:
             ConfigurationError: one of them cannot be loaded; which, and why.
         """
-        await asyncio.gather(*(self._change(name, self._load) for name in self._settings.models))
+        await asyncio.gather(*(self._change(name, self._load) for name in self.startup_models))
 
     async def load(self, name: str) -> None:
         """Loads a model and waits until it is ready. Asked twice at once, it loads once.
@@ -108,7 +113,7 @@ class Registry:
             NotReady: it is still loading.
             ModelUnhealthy: its worker has died, or it could not be loaded.
         """
-        name = self._settings.models[0] if name is None else name
+        name = self.default if name is None else name
         if self._alive(name):
             return self._models[name]
         match self._states.get(name):
@@ -123,8 +128,8 @@ class Registry:
 
     def describe(self) -> list[ModelInfo]:
         """Every card, those asked for at start first."""
-        asked = self._settings.models
-        return [self.describe_one(name) for name in (*asked, *(name for name in self._cards if name not in asked))]
+        others = (name for name in self._cards if name not in self.startup_models)
+        return [self.describe_one(name) for name in (*self.startup_models, *others)]
 
     def describe_one(self, name: str) -> ModelInfo:
         """One card and the state of its model.
@@ -141,6 +146,8 @@ class Registry:
             name=card.name,
             version=card.version,
             description=card.description,
+            reference=card.reference,
+            revision=card.weights.revision,
             state=self._states[name],
             error=self._errors.get(name),
             device=None,
@@ -219,3 +226,18 @@ class Registry:
 
     def _alive(self, name: str) -> bool:
         return self._states.get(name) == "ready" and self._models[name].scheduler.alive
+
+
+def _find_cards(settings: Settings) -> tuple[dict[str, Card], tuple[str, ...]]:
+    """Every card by name, and the names of the models to load at start.
+
+    Without a setting these are the default model, or every model of a folder that does not have it.
+    """
+    references_only = all(is_reference(name) for name in settings.models)
+    has_cards = settings.models_dir.is_dir() and any(settings.models_dir.iterdir())
+    cards = {} if references_only and not has_cards else read_cards(settings.models_dir)
+    names = settings.models
+    if "models" not in settings.model_fields_set and not cards.keys() & set(names):
+        names = tuple(cards)
+    selected = select_cards(names, cards)
+    return cards | selected, tuple(selected)

@@ -249,6 +249,10 @@ class ModelInfo:
     name: str
     version: str
     description: str
+    reference: Annotated[
+        str | None, Field(description="Of a model named by reference or found as a folder; of a path its last part.")
+    ]
+    revision: Annotated[str | None, Field(description="Commit of the repository that the weights come from.")]
     state: ModelState
     error: str | None
     device: str | None

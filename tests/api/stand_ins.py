@@ -151,11 +151,16 @@ class StandInRegistry:
     def __contains__(self, name: object) -> bool:
         return name == MODEL
 
+    @property
+    def default(self) -> str:
+        return MODEL
+
     def describe(self) -> list[ModelInfo]:
         layers = (LayerInfo(name="bn2", channels=1280, grid=(7, 7), layout="nchw"),)
         return [
             ModelInfo(
-                name=MODEL, version="1", description="A model.", state="ready", error=None, device="cpu", precision="fp32",
+                name=MODEL, version="1", description="A model.", reference=None, revision=None, state="ready", error=None,
+                device="cpu", precision="fp32",
                 engine="torch", input_size=(224, 224), classes=1000, default_layer=("bn2",), layers=layers,
                 methods=("gradcam",), digest="sha256:00",
             )

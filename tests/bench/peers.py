@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pytorch_grad_cam import AblationCAM, GradCAM
 from torch import Tensor, nn
 
-from service.engine.cards.card import Card, read_cards
+from service.engine.cards.card import Card
+from service.engine.cards.repository import read_cards
 from service.engine.sources import LoadedNetwork, load
 from service.settings import Settings
 from service.vocabulary import Preprocessing

@@ -15,7 +15,7 @@ from PIL import Image
 from service import __version__
 from service.cli import app, main, out
 from service.cli.explain_files import COLUMNS, name_overlays
-from service.engine.cards.card import read_cards
+from service.engine.cards.repository import read_cards
 from service.explain.options import ExplainOptions
 from service.settings import DEFAULT_MODELS_DIR, Settings
 from tests.commands import CommandResult, invoke

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from service.engine.batch import EngineRequest
-from service.engine.cards.card import read_cards
+from service.engine.cards.repository import read_cards
 from service.engine.methods import METHODS
 from service.engine.network import Network
 from service.engine.sources import load

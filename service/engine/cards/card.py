@@ -17,6 +17,7 @@ from service.errors import ConfigurationError
 from service.vocabulary import Activation, Channels, EngineOption, Fit, Interpolation, LayoutKind, PrecisionOption
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
+COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
 def _one_or_many(value: object) -> object:
@@ -30,7 +31,8 @@ class _Table(BaseModel):
 class Architecture(_Table):
     """`source` is the library that builds the network, `name` the network's name there, `args` more arguments of its builder.
 
-    Source `local` is a saved program, which has no name.
+    Source `local` is a saved program, which has no name. transformers reads it from the configuration beside the weights, and
+    Keras from a saved model, where it is left out.
     """
 
     source: Literal["torchvision", "timm", "transformers", "keras", "local"]
@@ -39,8 +41,10 @@ class Architecture(_Table):
 
     @model_validator(mode="after")
     def _check_name(self) -> Self:
-        if (self.source == "local") == bool(self.name):
-            raise ValueError("name: give the network's name in its source; source local is a file and has none")
+        if self.source == "local" and self.name:
+            raise ValueError("name: source local is a file and has no name")
+        if self.source in {"torchvision", "timm"} and not self.name:
+            raise ValueError("name: give the network's name in its source")
         return self
 
 
@@ -48,14 +52,14 @@ class Weights(_Table):
     """The origin of the weights; exactly one of `name`, `hub`, `file` and `random`.
 
     `name`: the source's own name of hub weights (torchvision: an enum such as IMAGENET1K_V2; timm: a tag such as a1_in1k;
-    keras: imagenet). `hub` with `revision`: a repository of the Hugging Face hub (transformers, timm) at a commit.
-    `file`: a checkpoint beside the card. `package` with `file`: a checkpoint inside an installed Python package.
-    `random`: the seed of random weights, for tests and benchmarks.
+    keras: imagenet), or `default`. `hub`: a repository of the Hugging Face hub (transformers, timm). `revision`: the commit of
+    the repository, of `hub` or behind timm's `name`. `file`: a checkpoint beside the card. `package` with `file`: a checkpoint
+    inside an installed Python package. `random`: the seed of random weights, for tests and benchmarks.
     """
 
     name: str | None = None
     hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
-    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+    revision: str | None = Field(None, pattern=r"^[\w./-]+$")
     package: str | None = None
     file: str | None = None
     random: int | None = Field(None, ge=0)
@@ -81,17 +85,27 @@ class Weights(_Table):
             raise ValueError(
                 f"give exactly one of name, hub, file (with or without package) or random; got {origins or 'none'}"
             )
-        if (self.hub is None) != (self.revision is None):
-            raise ValueError("hub needs revision, and only hub: the commit, 40 hexadecimal digits; a branch or tag may move")
+        if self.revision is not None and not self.from_hub:
+            raise ValueError("revision belongs to hub, or to a name of timm")
         if self.package is not None and self.file is None:
             raise ValueError("package needs file: the checkpoint's path inside the package")
-        if self.file is not None and self.sha256 is None:
-            raise ValueError("file needs sha256: 64 hexadecimal digits, as `sha256sum FILE` prints them")
         return self
+
+    def check_pinned(self) -> None:
+        """Checks that the weights cannot change unnoticed, as a card promises that is kept.
+
+        Raises:
+            ValueError: a repository without a commit, or a file without a digest.
+        """
+        if (self.hub is not None or self.revision is not None) and not COMMIT.match(self.revision or ""):
+            raise ValueError("weights: hub needs revision: the commit, 40 hexadecimal digits; a branch or tag may move")
+        if self.file is not None and self.sha256 is None:
+            raise ValueError("weights: file needs sha256: 64 hexadecimal digits, as `sha256sum FILE` prints them")
 
 
 class Labels(_Table):
-    """`dataset`: names and WordNet ids that come with timm. `file`: one line a class: `label` or `wnid<TAB>label`.
+    """`dataset`: names and WordNet ids that come with timm. `file`: one line a class: `label` or `wnid<TAB>label`. `names`: the
+    labels themselves. Without any of them the labels are the source's own, or numbers where it states none.
 
     `activation`: the function from logits to probabilities. `softmax`: exactly one class is true. `sigmoid`: each class is true
     or false independently of the others (multi-label). A binary network with one logit is a sigmoid with two labels: class 1
@@ -100,12 +114,13 @@ class Labels(_Table):
 
     dataset: Literal["imagenet-1k"] | None = None
     file: str | None = None
+    names: tuple[str, ...] | None = Field(None, min_length=1)
     activation: Activation = "softmax"
 
     @model_validator(mode="after")
     def _check_origin(self) -> Self:
-        if (self.dataset is None) == (self.file is None):
-            raise ValueError("give exactly one of dataset or file")
+        if sum(origin is not None for origin in (self.dataset, self.file, self.names)) > 1:
+            raise ValueError("give one of dataset, file or names, or none for the source's own labels")
         return self
 
 
@@ -161,14 +176,15 @@ class Runtime(_Table):
 
 
 class Card(_Table):
-    """One model of the repository."""
+    """One model: a file of the repository, or made of a reference (`cards/reference.py`), which is then its `reference`."""
 
     name: str
+    reference: str | None = None
     version: str = "1"
     description: str = ""
     architecture: Architecture
     weights: Weights
-    labels: Labels
+    labels: Labels = Labels()
     explain: Explain = Explain()
     preprocess: PreprocessingOverrides = PreprocessingOverrides()
     runtime: Runtime = Runtime()
@@ -187,23 +203,19 @@ class Card(_Table):
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigurationError(f"{path}: not a readable TOML file: {error}") from error
-        for field in ("name", "folder"):
+        for field in ("name", "folder", "reference"):
             if field in table:
                 raise ConfigurationError(f"{path}: {field}: not a field of a card; the model is named after the file")
         try:
-            return cls.model_validate({**table, "name": path.stem, "folder": path.parent})
+            card = cls.model_validate({**table, "name": path.stem, "folder": path.parent})
+            card.weights.check_pinned()
         except ValidationError as error:
-            details = "; ".join(f"{'.'.join(map(str, detail['loc'])) or 'card'}: {detail['msg']}" for detail in error.errors())
-            raise ConfigurationError(f"{path}: {details}") from error
+            raise ConfigurationError(f"{path}: {describe_faults(error)}") from error
+        except ValueError as error:
+            raise ConfigurationError(f"{path}: {error}") from error
+        return card
 
 
-def read_cards(folder: Path) -> dict[str, Card]:
-    """Every card of a folder, by name.
-
-    Raises:
-        ConfigurationError: the folder holds no card, or one of its cards is invalid.
-    """
-    cards = {path.stem: Card.read(path) for path in sorted(folder.glob("*.toml"))}
-    if not cards:
-        raise ConfigurationError(f"{folder}: no model cards (*.toml) here; set CAMSERVE_MODELS_DIR to the folder that has them")
-    return cards
+def describe_faults(error: ValidationError) -> str:
+    """What is wrong with a card, field by field."""
+    return "; ".join(f"{'.'.join(map(str, detail['loc'])) or 'card'}: {detail['msg']}" for detail in error.errors())

@@ -67,22 +67,29 @@ class LabelSet:
         raise ClassNotFound(f"class_id: this model has {len(self)} classes, 0 to {len(self) - 1}.")
 
 
-def read_labels(card: Card) -> LabelSet:
-    """The label set that a card names.
+def read_labels(card: Card) -> LabelSet | None:
+    """The label set that a card names; None for a card that leaves the labels to the source.
 
     Raises:
         ConfigurationError: the file cannot be read or a line is not a label.
     """
     if card.labels.dataset is not None:
-        return _imagenet()
-    assert card.labels.file is not None
-    return _read_file(card.folder / card.labels.file)
+        return imagenet_labels(card.labels.dataset)
+    if card.labels.names is not None:
+        return LabelSet(card.labels.names)
+    return _read_file(card.folder / card.labels.file) if card.labels.file is not None else None
 
 
-def _imagenet() -> LabelSet:
+def numbered_labels(classes: int) -> LabelSet:
+    """Labels for classes of which only the number is known."""
+    return LabelSet(tuple(f"class {number}" for number in range(classes)))
+
+
+def imagenet_labels(subset: str) -> LabelSet:
+    """Labels and WordNet ids of a subset of ImageNet, such as "imagenet-1k", as timm lists them."""
     import timm.data.imagenet_info  # noqa: PLC0415 (timm imports torch; labels files need neither)
 
-    info: Any = timm.data.imagenet_info.ImageNetInfo("imagenet-1k")
+    info: Any = timm.data.imagenet_info.ImageNetInfo(subset)
     ids = range(info.num_classes())
     return LabelSet(tuple(info.index_to_description(i) for i in ids), tuple(info.index_to_label_name(i) for i in ids))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from service.engine.cards.card import Card
+from service.engine.cards.labels import LabelSet
 from service.engine.device import BUILD_LOCK
 from service.engine.sources.base import Source, SourceNetwork, returning
 from service.engine.sources.checkpoint import checkpoint, state_digest
@@ -23,17 +24,23 @@ from service.vocabulary import Preprocessing
 OPTIONAL: Final = {"transformers", "keras"}  # sources that need the extra of the same name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedNetwork:
     """A network on the CPU in eval mode with frozen parameters; its input is float32 ``[N, C, height, width]``.
 
-    C is the length of the preprocessing's mean. `digest` is "sha256:..." of the checkpoint, or of all parameters and buffers
-    for weights without a file.
+    C is the length of the preprocessing's mean.
+
+    Attributes:
+        digest: "sha256:..." of the checkpoint, or of all parameters and buffers for weights without a file.
+        labels: the classes as the source states them; None where it does not.
+        revision: the commit of the repository that the weights come from; None for other weights.
     """
 
     module: nn.Module
     preprocessing: Preprocessing
     digest: str
+    labels: LabelSet | None = None
+    revision: str | None = None
 
 
 def load(card: Card, *, random_weights: bool = False) -> LoadedNetwork:
@@ -70,7 +77,13 @@ def load(card: Card, *, random_weights: bool = False) -> LoadedNetwork:
     module = network.module.requires_grad_(requires_grad=False)
     if card.labels.activation == "sigmoid":
         module = returning(module, _two_class_logits)
-    return LoadedNetwork(module, _override_preprocessing(card, network.preprocessing), digest or state_digest(module))
+    return LoadedNetwork(
+        module=module,
+        preprocessing=_override_preprocessing(card, network.preprocessing),
+        digest=digest or _check_state(card, module),
+        labels=network.labels,
+        revision=network.revision,
+    )
 
 
 def _source(card: Card) -> Source:
@@ -93,6 +106,17 @@ def _from_hub(source: Source, card: Card) -> SourceNetwork:
             f"card {card.name}: weights: {card.weights} cannot be fetched: {_first_line(error)}; connect once to fill "
             "the cache, or set CAMSERVE_RANDOM_WEIGHTS=1 to try the service without them"
         ) from error
+
+
+def _check_state(card: Card, module: nn.Module) -> str:
+    """The digest of parameters and buffers, which is that of the card if the card states one for weights without a file."""
+    digest = state_digest(module)
+    if card.weights.sha256 is not None and digest != f"sha256:{card.weights.sha256}":
+        raise ConfigurationError(
+            f"card {card.name}: weights.sha256: {card.weights} has {digest.removeprefix('sha256:')}, the card says "
+            f"{card.weights.sha256}; correct the card if these are the weights that you mean"
+        )
+    return digest
 
 
 def _two_class_logits(logits: Tensor) -> Tensor:

@@ -10,17 +10,25 @@ from typing import Any, Protocol
 from torch import Tensor, fx, nn
 
 from service.engine.cards.card import Card
+from service.engine.cards.labels import LabelSet
 from service.vocabulary import Preprocessing
 
 Logits = Callable[[Any], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceNetwork:
-    """A network as its source builds it, on the CPU, and the source's preprocessing."""
+    """A network as its source builds it, on the CPU, and what the source states about it.
+
+    Attributes:
+        labels: the classes of the weights; None where the source does not tell them.
+        revision: the commit of the repository that the weights come from.
+    """
 
     module: nn.Module
     preprocessing: Preprocessing
+    labels: LabelSet | None = None
+    revision: str | None = None
 
 
 class Source(Protocol):

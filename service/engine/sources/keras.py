@@ -14,13 +14,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from service.engine.cards.card import Card
+from service.engine.cards.labels import imagenet_labels
 from service.engine.sources.base import SourceNetwork
 from service.errors import ConfigurationError
 from service.vocabulary import Preprocessing
@@ -42,6 +43,7 @@ def _import_keras() -> Any:
 
 
 keras: Any = _import_keras()
+DEFAULT_WEIGHTS: Final = "imagenet"
 
 
 def from_architecture(card: Card) -> SourceNetwork:
@@ -74,7 +76,8 @@ def from_hub(card: Card) -> SourceNetwork:
     if card.weights.name is None:
         raise ConfigurationError(f"card {card.name}: weights: source keras takes name, such as imagenet; not hub")
     with _use_cpu(card):
-        return _source_network(card, _application(card, card.weights.name))
+        weights = DEFAULT_WEIGHTS if card.weights.name == "default" else card.weights.name
+        return _source_network(card, _application(card, weights))
 
 
 class Layers(nn.Module):
@@ -146,14 +149,18 @@ def _source_network(card: Card, model: Any) -> SourceNetwork:
         if crop is None:
             raise ConfigurationError(f"card {card.name}: preprocess.crop: the network takes any size; the card must state one")
         height, width = (crop, crop) if isinstance(crop, int) else crop
-    mean, std, is_bgr = _normalization(card, channels)
+    mean, std, is_bgr = _normalization(card, functional, channels)
     module = Classifier(functional, is_bgr=is_bgr)
-    return SourceNetwork(
-        module,
-        Preprocessing(
-            height=height, width=width, resize=min(height, width), interpolation="bilinear", mean=mean, std=std, fit="squash"
-        ),
+    preprocessing = Preprocessing(
+        height=height, width=width, resize=min(height, width), interpolation="bilinear", mean=mean, std=std, fit="squash"
     )
+    # The applications' classes are those of ImageNet, in the usual order.
+    labels = imagenet_labels("imagenet-1k") if _is_application(card) else None
+    return SourceNetwork(module=module, preprocessing=preprocessing, labels=labels)
+
+
+def _is_application(card: Card) -> bool:
+    return inspect.isfunction(getattr(keras.applications, card.architecture.name, None))
 
 
 def _functional(layer: Any) -> Any:
@@ -175,18 +182,25 @@ def _remove_last_activation(card: Card, model: Any) -> None:
     last.activation = keras.activations.linear
 
 
-def _normalization(card: Card, channels: int) -> tuple[Any, Any, bool]:
-    """Mean and std for values 0..1, and whether the input is BGR, from the card or the application's `preprocess_input`.
+def _normalization(card: Card, model: Any, channels: int) -> tuple[Any, Any, bool]:
+    """Mean and std for values 0..1, and whether the input is BGR: of the card, the application or the model's own layers.
 
-    `preprocess_input` is linear in each channel, so its values for black, white and red determine it.
+    `preprocess_input` is linear in each channel, so its values for black, white and red determine it. A model that scales its
+    input itself takes values 0..255.
     """
     overrides = card.preprocess
-    builder = getattr(keras.applications, card.architecture.name, None)
     if overrides.mean is not None and overrides.std is not None:
         return overrides.mean, overrides.std, False
-    if not inspect.isfunction(builder) or channels != 3:
+    applications = {name.lower(): value for name, value in vars(keras.applications).items() if inspect.isfunction(value)}
+    builder = applications.get((card.architecture.name or model.name).lower())
+    if builder is None and any(
+        isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization) for layer in model.layers
+    ):
+        return (0.0,) * channels, (1 / 255,) * channels, False
+    if builder is None or channels != 3:
         raise ConfigurationError(
-            f"card {card.name}: preprocess: this Keras model has no mean and std; the card must state them"
+            f"card {card.name}: preprocess: this Keras model has no mean and std of its own; state them in the card, or with a "
+            "reference: ?mean=0.5&std=0.5 for values -1..1, ?mean=0&std=1 for 0..1, ?mean=0&std=0.00392157 for 0..255"
         )
     module: Any = sys.modules[inspect.unwrap(builder).__module__]
     colors = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0]], np.float32).reshape(3, 1, 1, 3)

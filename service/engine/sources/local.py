@@ -9,13 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor, nn
 
 from service.engine.cards.card import Card
+from service.engine.cards.reference import IMAGENET
 from service.engine.sources.base import SourceNetwork
 from service.errors import ConfigurationError
 from service.vocabulary import Preprocessing
+
+log = structlog.get_logger(__name__)
 
 
 def from_architecture(card: Card) -> SourceNetwork:
@@ -31,11 +35,16 @@ def from_hub(card: Card) -> SourceNetwork:
 def from_file(card: Card, path: Path) -> SourceNetwork:
     """See `Source`; the card states mean and std, and the size if the program takes any size.
 
+    A card that is made of a path has the mean and std of ImageNet, which are a guess that the log tells.
+
     Raises:
         ConfigurationError: the file is not a saved program of one image tensor, or the card lacks mean or std.
     """
     if card.preprocess.mean is None or card.preprocess.std is None:
         raise ConfigurationError(f"card {card.name}: preprocess: a saved program has no mean and std; the card must state them")
+    if card.reference is not None and (card.preprocess.mean, card.preprocess.std) == (IMAGENET["mean"], IMAGENET["std"]):
+        log.warning("assumed_preprocessing", model=card.name, mean=card.preprocess.mean, std=card.preprocess.std,
+                    remedy="give ?mean=...&std=... with the reference, or write a card")  # fmt: skip
     try:
         program = torch.export.load(path)
     except Exception as error:
@@ -45,17 +54,15 @@ def from_file(card: Card, path: Path) -> SourceNetwork:
     height, width = _size(card, program)
     module: Any = program.module(check_guards=False)
     assert isinstance(module, nn.Module)
-    return SourceNetwork(
-        module,
-        Preprocessing(
-            height=height,
-            width=width,
-            resize=min(height, width),
-            interpolation="bilinear",
-            mean=card.preprocess.mean,
-            std=card.preprocess.std,
-        ),
+    preprocessing = Preprocessing(
+        height=height,
+        width=width,
+        resize=min(height, width),
+        interpolation="bilinear",
+        mean=card.preprocess.mean,
+        std=card.preprocess.std,
     )
+    return SourceNetwork(module=module, preprocessing=preprocessing)
 
 
 def _size(card: Card, program: torch.export.ExportedProgram) -> tuple[int, int]:

@@ -9,11 +9,14 @@ from typing import Any
 
 import timm
 import timm.data.config
+import timm.data.imagenet_info
 from torch import nn
 
 from service.engine.cards.card import Card
+from service.engine.cards.labels import LabelSet, imagenet_labels
 from service.engine.sources.base import SourceNetwork
 from service.engine.sources.checkpoint import load_into, read_state
+from service.engine.sources.hub import resolve_commit
 from service.errors import ConfigurationError
 from service.vocabulary import Preprocessing
 
@@ -21,6 +24,7 @@ from service.vocabulary import Preprocessing
 _create_model: Any = timm.create_model
 _pretrained_config: Any = timm.get_pretrained_cfg
 _data_config: Any = timm.data.config.resolve_data_config
+_imagenet_subset: Any = timm.data.imagenet_info.infer_imagenet_subset
 
 
 def from_architecture(card: Card) -> SourceNetwork:
@@ -37,14 +41,19 @@ def from_file(card: Card, path: Path) -> SourceNetwork:
 
 def from_hub(card: Card) -> SourceNetwork:
     """See `Source`."""
-    name, weights = _check_name(card), card.weights
+    _check_name(card)
+    weights = card.weights
     # Without the number of classes in the configuration, timm would silently leave a classifier of another size random.
     overlay: dict[str, Any] = {key: value for key, value in card.architecture.args.items() if key == "num_classes"}
+    commit = None
     if weights.hub is not None:
-        overlay |= {"hf_hub_id": f"{weights.hub}@{weights.revision}", "url": "", "custom_load": False}
-    full_name = f"{name}.{weights.name}" if weights.name else name
-    module = _create_model(full_name, pretrained=True, pretrained_cfg_overlay=overlay, **card.architecture.args)
-    return _source_network(card, module)
+        commit = resolve_commit(card, weights.hub, weights.revision)
+        overlay |= {"hf_hub_id": f"{weights.hub}@{commit}", "url": "", "custom_load": False}
+    elif repository := (_pretrained_config(_full_name(card)).hf_hub_id):
+        commit = resolve_commit(card, repository, weights.revision)
+        overlay |= {"hf_hub_id": f"{repository}@{commit}"}
+    module = _create_model(_full_name(card), pretrained=True, pretrained_cfg_overlay=overlay, **card.architecture.args)
+    return replace(_source_network(card, module), revision=commit)
 
 
 def _check_name(card: Card) -> str:
@@ -52,9 +61,15 @@ def _check_name(card: Card) -> str:
     name = card.architecture.name
     if not timm.is_model(name):
         raise ConfigurationError(f"card {card.name}: architecture.name: timm has no network {name!r}")
-    if card.weights.name and _pretrained_config(f"{name}.{card.weights.name}") is None:
+    if _pretrained_config(_full_name(card)) is None:
         raise ConfigurationError(f"card {card.name}: weights.name: timm has no weights {card.weights.name!r} of {name}")
     return name
+
+
+def _full_name(card: Card) -> str:
+    """The network's name with the tag of the card's weights, if it names any."""
+    name, tag = card.architecture.name, card.weights.name
+    return name if tag in {None, "default"} else f"{name}.{tag}"
 
 
 def pretrained_config(name: str) -> dict[str, Any] | None:
@@ -77,10 +92,21 @@ def timm_preprocessing(data: Mapping[str, Any]) -> Preprocessing:
 
 
 def _source_network(card: Card, module: nn.Module) -> SourceNetwork:
-    name = f"{card.architecture.name}.{card.weights.name}" if card.weights.name else card.architecture.name
+    config = pretrained_config(_full_name(card))
     size_args = {key: value for key, value in card.architecture.args.items() if key == "img_size"}
-    preprocessing = timm_preprocessing(_data_config(size_args, pretrained_cfg=pretrained_config(name)))
+    preprocessing = timm_preprocessing(_data_config(size_args, pretrained_cfg=config))
     if card.architecture.args.get("in_chans") == 1:
         mean, std = preprocessing.mean, preprocessing.std
         preprocessing = replace(preprocessing, mean=(sum(mean) / len(mean),), std=(sum(std) / len(std),))
-    return SourceNetwork(module, preprocessing)
+    # Another repository's classes are its own.
+    labels = _labels(config or {}) if card.weights.hub is None else None
+    return SourceNetwork(module=module, preprocessing=preprocessing, labels=labels)
+
+
+def _labels(config: Mapping[str, Any]) -> LabelSet | None:
+    """The classes of weights: those that their configuration lists, or those of the subset of ImageNet with as many classes."""
+    if names := config.get("label_names"):
+        descriptions = config.get("label_descriptions") or {}
+        return LabelSet(tuple(str(descriptions.get(name, name)) for name in names))
+    subset: str | None = _imagenet_subset(dict(config))
+    return imagenet_labels(subset) if subset is not None else None

@@ -9,6 +9,7 @@ import torchvision
 from torch import nn
 
 from service.engine.cards.card import Card
+from service.engine.cards.labels import LabelSet
 from service.engine.sources.base import SourceNetwork
 from service.engine.sources.checkpoint import load_into, read_state
 from service.errors import ConfigurationError
@@ -17,7 +18,7 @@ from service.vocabulary import Preprocessing
 
 def from_architecture(card: Card) -> SourceNetwork:
     """See `Source`."""
-    return SourceNetwork(_build(card, None), _preprocessing(card))
+    return _source_network(card, _build(card, None))
 
 
 def from_file(card: Card, path: Path) -> SourceNetwork:
@@ -29,7 +30,7 @@ def from_file(card: Card, path: Path) -> SourceNetwork:
 
 def from_hub(card: Card) -> SourceNetwork:
     """See `Source`; the name of the card's weights is a member of the network's weights enum."""
-    return SourceNetwork(_build(card, _weights(card)), _preprocessing(card))
+    return _source_network(card, _build(card, _weights(card)))
 
 
 def _build(card: Card, weights: Any) -> nn.Module:
@@ -49,14 +50,21 @@ def _weights(card: Card) -> Any:
     """The member of the weights enum that the card names, or the network's default."""
     name = _check_name(card)
     enum: Any = torchvision.models.get_model_weights(name)
-    member = card.weights.name or enum.DEFAULT.name
+    member = enum.DEFAULT.name if card.weights.name in {None, "default"} else card.weights.name
     if member not in enum.__members__:
         raise ConfigurationError(f"card {card.name}: weights.name: {name} has {', '.join(enum.__members__)}, not {member!r}")
     return enum[member]
 
 
-def _preprocessing(card: Card) -> Preprocessing:
-    transforms: Any = _weights(card).transforms()
+def _source_network(card: Card, module: nn.Module) -> SourceNetwork:
+    weights = _weights(card)
+    return SourceNetwork(
+        module=module, preprocessing=_preprocessing(weights), labels=LabelSet(tuple(weights.meta["categories"]))
+    )
+
+
+def _preprocessing(weights: Any) -> Preprocessing:
+    transforms: Any = weights.transforms()
     crop, resize = transforms.crop_size[0], transforms.resize_size[0]
     return Preprocessing(
         height=crop,

@@ -8,6 +8,7 @@ The library's default attention is used: scaled dot products wherever a family h
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,8 +16,10 @@ import transformers
 from torch import Tensor, nn
 
 from service.engine.cards.card import Card
+from service.engine.cards.labels import LabelSet
 from service.engine.sources.base import SourceNetwork, returning
 from service.engine.sources.checkpoint import read_state
+from service.engine.sources.hub import resolve_commit
 from service.engine.sources.timm import pretrained_config, timm_preprocessing
 from service.errors import ConfigurationError
 from service.vocabulary import Fit, Interpolation, Preprocessing
@@ -35,7 +38,7 @@ RESAMPLING: Final[dict[int, Interpolation]] = {0: "nearest", 1: "lanczos", 2: "b
 def from_architecture(card: Card) -> SourceNetwork:
     """See `Source`."""
     config = _config(card)
-    return _source_network(_classifier_class(card, config)._from_config(config), _processor(card, config))
+    return _source_network(config, _classifier_class(card, config)._from_config(config), _processor(card, config))
 
 
 def from_file(card: Card, path: Path) -> SourceNetwork:
@@ -52,12 +55,15 @@ def from_file(card: Card, path: Path) -> SourceNetwork:
     _check_report(card, report)
     has_processor = (path.parent / "preprocessor_config.json").is_file()
     processor = _processors.from_pretrained(path.parent, local_files_only=True) if has_processor else _processor(card, config)
-    return _source_network(module, processor)
+    return _source_network(config, module, processor)
 
 
 def from_hub(card: Card) -> SourceNetwork:
-    """See `Source`; the weights are the safetensors of a repository of the hub at a pinned revision."""
-    hub: Any = {"pretrained_model_name_or_path": card.weights.hub, "revision": card.weights.revision}
+    """See `Source`; the weights are the safetensors of a repository of the hub at one commit."""
+    if card.weights.hub is None:
+        raise ConfigurationError(f"card {card.name}: weights: source transformers takes hub, with revision; not name")
+    commit = resolve_commit(card, card.weights.hub, card.weights.revision)
+    hub: Any = {"pretrained_model_name_or_path": card.weights.hub, "revision": commit}
     config = _without_repeated_classes(_configs.from_pretrained(**hub, **card.architecture.args))
     module, report = _classifier_class(card, config).from_pretrained(
         **hub,
@@ -67,12 +73,16 @@ def from_hub(card: Card) -> SourceNetwork:
         ignore_mismatched_sizes=True,
     )
     _check_report(card, report)
-    return _source_network(module, _processors.from_pretrained(**hub))
+    return replace(_source_network(config, module, _processors.from_pretrained(**hub)), revision=commit)
 
 
 def _config(card: Card, folder: Path | None = None) -> Any:
     if folder is not None:
         return _without_repeated_classes(_configs.from_pretrained(folder, local_files_only=True, **card.architecture.args))
+    if not card.architecture.name:
+        raise ConfigurationError(
+            f"card {card.name}: architecture.name: the family (such as vit) is needed where the weights have no config.json"
+        )
     return _configs.for_model(card.architecture.name, **card.architecture.args)
 
 
@@ -85,7 +95,7 @@ def _without_repeated_classes(config: Any) -> Any:
 
 def _classifier_class(card: Card, config: Any) -> Any:
     """The class of image classifiers of a configuration's family, which must be the card's family."""
-    if config.model_type != card.architecture.name:
+    if card.architecture.name and config.model_type != card.architecture.name:
         raise ConfigurationError(f"card {card.name}: architecture.name: the weights are of the family {config.model_type!r}")
     if config.model_type in PATCH_INPUT:
         raise ConfigurationError(
@@ -130,11 +140,19 @@ def _processor(card: Card, config: Any) -> Any:
     return processor_class(size={"height": height, "width": width})
 
 
-def _source_network(module: Any, processor: Any) -> SourceNetwork:
+def _source_network(config: Any, module: Any, processor: Any) -> SourceNetwork:
     assert isinstance(module, nn.Module)
     if _is_bgr(processor):
         module.register_forward_pre_hook(_flip_channels)
-    return SourceNetwork(returning(module, _logits), preprocessing_of(processor))
+    return SourceNetwork(module=returning(module, _logits), preprocessing=preprocessing_of(processor), labels=_labels(config))
+
+
+def _labels(config: Any) -> LabelSet | None:
+    """The labels of the configuration; None where they are the library's placeholders, LABEL_0 and so on."""
+    names = [str(label) for _, label in sorted((int(key), label) for key, label in (config.id2label or {}).items())]
+    if config.model_type == "timm_wrapper" and (own := (getattr(config, "pretrained_cfg", None) or {}).get("label_names")):
+        names = [str(name) for name in own]
+    return None if names == [f"LABEL_{index}" for index in range(len(names))] else LabelSet(tuple(names))
 
 
 def _is_bgr(processor: Any) -> bool:

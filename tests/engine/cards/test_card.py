@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.engine.cards.card import Card, read_cards
+from service.engine.cards.card import Card
+from service.engine.cards.repository import read_cards
 from service.errors import ConfigurationError
 from service.settings import DEFAULT_MODELS_DIR
 
@@ -51,7 +52,7 @@ def test_a_card_is_named_after_its_file_and_most_may_be_left_out(tmp_path: Path)
         (("random = 0", 'file = "a.pth"'), "weights"),
         (("random = 0", 'package = "a"\nrandom = 1'), "weights"),
         (("random = 0", f'file = "a.pth"\nsha256 = "{"z" * 64}"'), "weights.sha256"),
-        (('dataset = "imagenet-1k"', ""), "labels"),
+        (('dataset = "imagenet-1k"', 'dataset = "imagenet-1k"\nnames = ["cat"]'), "labels"),
         (('layer = "layer4"', "layer = []"), "explain.layer"),
         (('layer = "layer4"', 'layout = "tokens"'), "explain"),
         (('layer = "layer4"', 'layer = "layer4"\nprefix_tokens = 1'), "explain"),

@@ -12,9 +12,15 @@ from service.errors import ClassNotFound, ConfigurationError
 from tests.engine.cards.test_card import GOOD, card
 
 
+def labels_of(card: Card) -> LabelSet:
+    labels = read_labels(card)
+    assert labels is not None
+    return labels
+
+
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> LabelSet:
-    return read_labels(Card.read(card(tmp_path_factory.mktemp("cards"), GOOD)))
+    return labels_of(Card.read(card(tmp_path_factory.mktemp("cards"), GOOD)))
 
 
 @pytest.mark.parametrize("name", ["tabby", "Tabby, tabby cat", "  TABBY ", "n02123045", "tabby,  tabby cat"])
@@ -55,22 +61,22 @@ def with_file(folder: Path, text: str) -> Card:
 
 
 def test_a_file_of_labels(tmp_path: Path) -> None:
-    labels = read_labels(with_file(tmp_path, "cat\ndog, hound\n\n"))
+    labels = labels_of(with_file(tmp_path, "cat\ndog, hound\n\n"))
     assert (len(labels), labels.labels[1], labels.find("dog, hound"), labels.wordnet_ids) == (2, "dog", 1, None)
 
 
 def test_a_file_of_labels_with_wordnet_ids(tmp_path: Path) -> None:
-    labels = read_labels(with_file(tmp_path, "n00000001\tcat\nn00000002\tdog\n"))
+    labels = labels_of(with_file(tmp_path, "n00000001\tcat\nn00000002\tdog\n"))
     assert (labels.find("n00000002"), labels.labels[0]) == (1, "cat")
 
 
 def test_a_hole_in_a_file_of_labels(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"line 2"):
-        read_labels(with_file(tmp_path, "cat\n\ndog\n"))
+        labels_of(with_file(tmp_path, "cat\n\ndog\n"))
 
 
 def test_no_file_of_labels(tmp_path: Path) -> None:
     made = with_file(tmp_path, "cat\n")
     (tmp_path / "names.txt").unlink()
     with pytest.raises(ConfigurationError, match="cannot be read"):
-        read_labels(made)
+        labels_of(made)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from service.engine.batch import EngineRequest
-from service.engine.cards.card import Card, read_cards
+from service.engine.cards.card import Card
 from service.engine.cards.labels import read_labels
+from service.engine.cards.repository import read_cards
 from service.engine.network import Network
 from service.engine.sources import load
 from service.engine.types import EngineResult
@@ -49,7 +50,9 @@ def test_a_card_is_loaded_exported_cut_and_explained(name: str) -> None:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)  # torchvision's ViT is born with a classifier of zeros
     network = Network(name, loaded, card.explain.layer, torch.device("cpu"))
-    assert network.classes == len(read_labels(card))
+    labels = read_labels(card)
+    assert labels is not None
+    assert network.classes == len(labels)
     pre = network.preprocessing
     pixels = np.random.default_rng(0).integers(0, 255, (pre.height, pre.width, 3), np.uint8)
     (result,) = network.run([EngineRequest(pixels=pixels, classes=(3, 281))])

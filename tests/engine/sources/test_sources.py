@@ -10,7 +10,8 @@ import pytest
 import torch
 import torchvision
 
-from service.engine.cards.card import Card, read_cards
+from service.engine.cards.card import Card
+from service.engine.cards.repository import read_cards
 from service.engine.sources import load
 from service.errors import ConfigurationError
 from service.settings import DEFAULT_MODELS_DIR
