@@ -44,7 +44,7 @@ def test_a_library_s_network(text: str, name: str, architecture: tuple[str, str]
     assert (made.architecture.source, made.architecture.name) == architecture
     assert made.weights.model_dump(exclude_none=True) == weights
     assert made.reference == text.removeprefix("dogs=")
-    assert made.labels.dataset is made.labels.file is made.labels.names is None
+    assert (made.labels.dataset, made.labels.file, made.labels.names) == (None, None, None)
 
 
 def test_options_override_fields(tmp_path: Path) -> None:
