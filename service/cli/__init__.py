@@ -20,6 +20,7 @@ from service.cli.parameters import (
     COMMAND,
     FIELDS_AS_OPTIONS,
     BenchSettings,
+    CardSettings,
     EvaluateCommandOptions,
     EvaluateSettings,
     ExplainCommandOptions,
@@ -86,6 +87,14 @@ def read_environment(settings: type[SettingsT]) -> SettingsT:
         fail(describe_refused_fields(error, {}), code=WRONG_COMMAND_LINE)
 
 
+def configure_command_logging(settings: Settings) -> None:
+    """Logs go to standard error, and of a command that answers with a table only warnings, unless CAMSERVE_LOG_LEVEL is set."""
+    from service.telemetry import configure_logging  # noqa: PLC0415
+
+    level = settings.log_level if "log_level" in settings.model_fields_set else "warning"
+    configure_logging(settings.model_copy(update={"log_level": level}))
+
+
 @app.command(sort_key=1)
 def serve(*, settings: Annotated[ServeSettings | None, FIELDS_AS_OPTIONS] = None) -> None:
     """Serve over HTTP. Every option is also an environment variable: --max-batch-size is CAMSERVE_MAX_BATCH_SIZE."""
@@ -105,10 +114,10 @@ def explain(
     """Explain images on this machine, without a server: an overlay for each, a table, and a CSV of what was found."""
     from service.cli.explain_files import explain_files  # noqa: PLC0415
 
+    settings = settings or read_environment(ExplainSettings)
+    configure_command_logging(settings)
     with report_errors(code=WRONG_COMMAND_LINE):
-        unexplained = explain_files(
-            paths, out_dir, options or ExplainCommandOptions(), settings or read_environment(ExplainSettings), out
-        )
+        unexplained = explain_files(paths, out_dir, options or ExplainCommandOptions(), settings, out)
     return SOME_FAILED if unexplained else 0
 
 
@@ -124,10 +133,10 @@ def evaluate(
     from service.cli.evaluate_files import evaluate_files  # noqa: PLC0415
 
     names = tuple(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
+    settings = settings or read_environment(EvaluateSettings)
+    configure_command_logging(settings)
     with report_errors(code=WRONG_COMMAND_LINE):
-        unread = evaluate_files(
-            paths, out_dir, names, options or EvaluateCommandOptions(), settings or read_environment(EvaluateSettings), out
-        )
+        unread = evaluate_files(paths, out_dir, names, options or EvaluateCommandOptions(), settings, out)
     return SOME_FAILED if unread else 0
 
 
@@ -142,6 +151,28 @@ def models(*, settings: Annotated[ModelsSettings | None, FIELDS_AS_OPTIONS] = No
 
 
 @app.command(sort_key=5)
+def card(
+    model: Annotated[
+        str, Parameter(help="A reference, such as timm/resnet50.a1_in1k or the path of a folder; or a card's name.")
+    ],
+    *,
+    target: Annotated[Path | None, Parameter(name="--out", help="File to write; standard output if not given.")] = None,
+    settings: Annotated[CardSettings | None, FIELDS_AS_OPTIONS] = None,
+) -> None:
+    """Write the complete card of a model: digest, labels, preprocessing, layer. Kept, it makes the model reproducible."""
+    from service.cli.card_text import write_card  # noqa: PLC0415
+
+    settings = settings or read_environment(CardSettings)
+    configure_command_logging(settings)
+    with report_errors():
+        text = write_card(model, settings, target)
+    if target is None:
+        sys.stdout.write(text)
+    else:
+        target.write_text(text, encoding="utf-8")
+
+
+@app.command(sort_key=6)
 def bench(
     *,
     model: Annotated[str | None, Parameter(help="Name of a model card; the first served if not given.")] = None,
@@ -154,6 +185,7 @@ def bench(
     from service.cli.benchmark import run  # noqa: PLC0415
 
     settings = settings or read_environment(BenchSettings)
+    configure_command_logging(settings)
     with report_errors():
         run(settings.model_copy(update={"models": (model,)}) if model else settings, rounds, out)
 

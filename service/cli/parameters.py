@@ -115,6 +115,11 @@ class BenchSettings(Settings, defer_build=True):
     """Settings of `camserve bench`."""
 
 
+@expose_fields({SETTINGS: ("models_dir", "random_weights", "threads")})
+class CardSettings(Settings, defer_build=True):
+    """Settings of `camserve card`."""
+
+
 @expose_fields({SETTINGS: ("models_dir",)})
 class ModelsSettings(Settings, defer_build=True):
     """Settings of `camserve models`."""

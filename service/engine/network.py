@@ -48,7 +48,7 @@ class Network:
     Attributes:
         engine, precision: those of the card's split at the card's image size; torch computes all other results, in fp32.
         device, digest: the device and the digest of the weights, which every response names.
-        labels, revision: what the source states about the weights, see `LoadedNetwork`.
+        labels, revision, weights_name: what the source states about the weights, see `LoadedNetwork`.
         preprocessing: the way from an image to the network's input.
         layers: the layers at which the network can be explained, by module path, at the card's input size.
         methods: names of the methods that fit the network.
@@ -83,6 +83,7 @@ class Network:
         self.digest = loaded.digest
         self.labels = loaded.labels
         self.revision = loaded.revision
+        self.weights_name = loaded.weights_name
         self.preprocessing = loaded.preprocessing
         self._device = device
         self._module = loaded.module.to(device)

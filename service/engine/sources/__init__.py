@@ -34,6 +34,7 @@ class LoadedNetwork:
         digest: "sha256:..." of the checkpoint, or of all parameters and buffers for weights without a file.
         labels: the classes as the source states them; None where it does not.
         revision: the commit of the repository that the weights come from; None for other weights.
+        weights_name: the source's own name of weights of a hub, such as a1_in1k; None for other weights.
     """
 
     module: nn.Module
@@ -41,6 +42,7 @@ class LoadedNetwork:
     digest: str
     labels: LabelSet | None = None
     revision: str | None = None
+    weights_name: str | None = None
 
 
 def load(card: Card, *, random_weights: bool = False) -> LoadedNetwork:
@@ -83,6 +85,7 @@ def load(card: Card, *, random_weights: bool = False) -> LoadedNetwork:
         digest=digest or _check_state(card, module),
         labels=network.labels,
         revision=network.revision,
+        weights_name=network.weights_name,
     )
 
 

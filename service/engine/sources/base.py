@@ -23,12 +23,14 @@ class SourceNetwork:
     Attributes:
         labels: the classes of the weights; None where the source does not tell them.
         revision: the commit of the repository that the weights come from.
+        weights_name: the source's own name of the weights, where the card says `default`.
     """
 
     module: nn.Module
     preprocessing: Preprocessing
     labels: LabelSet | None = None
     revision: str | None = None
+    weights_name: str | None = None
 
 
 class Source(Protocol):

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,7 +78,7 @@ def from_hub(card: Card) -> SourceNetwork:
         raise ConfigurationError(f"card {card.name}: weights: source keras takes name, such as imagenet; not hub")
     with _use_cpu(card):
         weights = DEFAULT_WEIGHTS if card.weights.name == "default" else card.weights.name
-        return _source_network(card, _application(card, weights))
+        return replace(_source_network(card, _application(card, weights)), weights_name=weights)
 
 
 class Layers(nn.Module):

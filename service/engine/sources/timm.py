@@ -53,7 +53,8 @@ def from_hub(card: Card) -> SourceNetwork:
         commit = resolve_commit(card, repository, weights.revision)
         overlay |= {"hf_hub_id": f"{repository}@{commit}"}
     module = _create_model(_full_name(card), pretrained=True, pretrained_cfg_overlay=overlay, **card.architecture.args)
-    return replace(_source_network(card, module), revision=commit)
+    tag = _pretrained_config(_full_name(card)).tag if weights.hub is None else None
+    return replace(_source_network(card, module), revision=commit, weights_name=tag)
 
 
 def _check_name(card: Card) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def from_file(card: Card, path: Path) -> SourceNetwork:
 
 def from_hub(card: Card) -> SourceNetwork:
     """See `Source`; the name of the card's weights is a member of the network's weights enum."""
-    return _source_network(card, _build(card, _weights(card)))
+    weights = _weights(card)
+    return replace(_source_network(card, _build(card, weights)), weights_name=weights.name)
 
 
 def _build(card: Card, weights: Any) -> nn.Module:
