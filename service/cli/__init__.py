@@ -87,6 +87,11 @@ def read_environment(settings: type[SettingsT]) -> SettingsT:
         fail(describe_refused_fields(error, {}), code=WRONG_COMMAND_LINE)
 
 
+def _names(text: str) -> tuple[str, ...]:
+    """The names in a list with commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
 def configure_command_logging(settings: Settings) -> None:
     """Logs go to standard error, and of a command that answers with a table only warnings, unless CAMSERVE_LOG_LEVEL is set."""
     from service.telemetry import configure_logging  # noqa: PLC0415
@@ -132,11 +137,10 @@ def evaluate(
     """Compare methods over images: deletion, insertion, average drop, ROAD and time, beside a random and a centre map."""
     from service.cli.evaluate_files import evaluate_files  # noqa: PLC0415
 
-    names = tuple(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
     settings = settings or read_environment(EvaluateSettings)
     configure_command_logging(settings)
     with report_errors(code=WRONG_COMMAND_LINE):
-        unread = evaluate_files(paths, out_dir, names, options or EvaluateCommandOptions(), settings, out)
+        unread = evaluate_files(paths, out_dir, _names(methods), options or EvaluateCommandOptions(), settings, out)
     return SOME_FAILED if unread else 0
 
 
@@ -173,6 +177,31 @@ def card(
 
 
 @app.command(sort_key=6)
+def check(
+    model: Annotated[str | None, Parameter(help="A card's name or a reference; the first model served if not given.")] = None,
+    *paths: Annotated[ExistingPath, Parameter(help="Images, or folders of images; photographs of the service if none.")],
+    methods: Annotated[
+        str, Parameter(help="Methods whose faithfulness is measured beside random and centre maps, with commas.")
+    ] = "gradcam,layercam,eigencam",
+    every: Annotated[bool, Parameter(name="--all", negative=(), help="Check methods of many passes too: minutes.")] = False,
+    keep: Annotated[bool, Parameter(negative=(), help="Keep the scores beside the card, for GET /models/{model}.")] = False,
+    json: Annotated[bool, Parameter(negative=(), help="Print everything as JSON.")] = False,
+    settings: Annotated[BenchSettings | None, FIELDS_AS_OPTIONS] = None,
+) -> int:
+    """Check a model before it serves: where it came from, its layer, speed, and whether its maps depend on the class.
+
+    Ends with code 1 where it would not serve well.
+    """
+    from service.cli.check_model import check_files  # noqa: PLC0415
+
+    settings = settings or read_environment(BenchSettings)
+    configure_command_logging(settings)
+    with report_errors():
+        report = check_files(model, paths, _names(methods), settings, out, every=every, keep=keep, as_json=json)
+    return SOME_FAILED if report.problems else 0
+
+
+@app.command(sort_key=7)
 def bench(
     *,
     model: Annotated[str | None, Parameter(help="Name of a model card; the first served if not given.")] = None,

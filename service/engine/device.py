@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
 import threading
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -43,6 +45,16 @@ def prepare_device(device: str, threads: int) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return torch_device
+
+
+def memory_use(device: str) -> int:
+    """Bytes in use: on CUDA those of torch's tensors, on the CPU the whole process's resident memory, 0 where unknown."""
+    if device.startswith("cuda"):
+        return torch.cuda.memory_allocated(device)
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
 
 
 def release_memory() -> None:

@@ -7,7 +7,8 @@ nothing of queues, colours, scales or the size of rendered images.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from service.engine.batch import Batch, EngineRequest, explain_batch
 from service.engine.cards.card import Card
 from service.engine.evaluation.faithfulness import evaluate
+from service.engine.evaluation.sanity import shuffled
 from service.engine.graph.layout import LayoutOverride
 from service.engine.graph.runner import Checkpoint, ChunkedRunner, no_checkpoint
 from service.engine.graph.split import Split, split
@@ -52,6 +54,7 @@ class Network:
         preprocessing: the way from an image to the network's input.
         layers: the layers at which the network can be explained, by module path, at the card's input size.
         methods: names of the methods that fit the network.
+        inapplicable: the other methods -> why they do not fit.
         classes: number of logits.
     """
 
@@ -109,8 +112,8 @@ class Network:
         self._default_split = self._calibrate(options)
         self.engine, self.precision = self._default_split.trunk.engine, self._default_split.trunk.precision
         network = SizedNetwork(self._splits, self._size)
-        self._inapplicable = {name: why for name, method in METHODS.items() if (why := method.why_not(network)) is not None}
-        self.methods = tuple(name for name in METHODS if name not in self._inapplicable)
+        self.inapplicable = {name: why for name, method in METHODS.items() if (why := method.why_not(network)) is not None}
+        self.methods = tuple(name for name in METHODS if name not in self.inapplicable)
 
     @classmethod
     def load(
@@ -125,6 +128,11 @@ class Network:
         override = LayoutOverride(explain.layout, explain.prefix_tokens or 0) if explain.layout is not None else None
         options = replace(options, engine=runtime.engine or options.engine, precision=runtime.precision or options.precision)
         return cls(card.name, load(card, random_weights=random_weights), explain.layer, device, override, options)
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Memory of parameters and buffers, in float32; another runtime may hold a copy of the trunk's."""
+        return sum(tensor.nbytes for tensor in (*self._module.parameters(), *self._module.buffers()))
 
     def check_layers(self, layers: Sequence[str]) -> None:
         """Checks that the network can be explained at each of these module paths.
@@ -153,8 +161,8 @@ class Network:
         fitting = f"Methods that fit this model: {', '.join(self.methods)}."
         if name not in METHODS:
             raise MethodNotApplicable(f"method: no such method. {fitting}")
-        if name in self._inapplicable:
-            raise MethodNotApplicable(f"{self._inapplicable[name]} {fitting}")
+        if name in self.inapplicable:
+            raise MethodNotApplicable(f"{self.inapplicable[name]} {fitting}")
         method = METHODS[name]
         parameters = method.with_defaults(overrides)
         if isinstance(method, BatchedMethod) and parameters.aug_smooth:
@@ -210,6 +218,20 @@ class Network:
         split = self._split(size, request.layers or default_layers(self._splits.graph))
         checkpoint()
         return layer_statistics(self._normalize(np.stack([request.pixels])), split, request)
+
+    @contextmanager
+    def shuffled_head(self, seed: int = 0) -> Iterator[None]:
+        """The network with the weights behind the card's layers in random order, until the context ends.
+
+        For the sanity check of methods, see `evaluation.sanity`; nobody else may use the network meanwhile.
+        """
+        head, trunk = self._torch_split.head, self._torch_split.trunk
+        assert isinstance(trunk, TorchTrunk)
+        of_trunk = {node.target for node in trunk.module.graph.find_nodes(op="get_attr")}
+        names = dict.fromkeys(node.target for node in head.graph.find_nodes(op="get_attr"))
+        parameters = dict(head.named_parameters())
+        with shuffled([parameters[name] for name in names if name in parameters and name not in of_trunk], seed):
+            yield
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
         """Explains two blank batches of each size, so that kernels and buffers exist before the first request."""

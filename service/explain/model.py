@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from service.engine.batch import EngineRequest
 from service.engine.cards.card import Card
@@ -20,7 +22,7 @@ from service.engine.types import EngineResult, LayerStatisticsResult
 from service.errors import ConfigurationError, ParameterInvalid
 from service.explain.cache import Cache
 from service.explain.options import Targets
-from service.explain.results import ModelIdentity, ModelInfo, Prediction
+from service.explain.results import ModelCheck, ModelIdentity, ModelInfo, Prediction
 from service.explain.scheduler import Deadline, Scheduler
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -222,7 +224,25 @@ class Model:
             layers=tuple(self.network.layers.values()),
             methods=self.network.methods,
             digest=self.network.digest,
+            check=_kept_check(self.card, self.network),
         )
+
+
+def check_path(card: Card) -> Path:
+    """Where `camserve check --keep` keeps what it found of a card's model: beside the card."""
+    return card.folder / f"{card.name}.check.json"
+
+
+def _kept_check(card: Card, network: Network) -> ModelCheck | None:
+    """What a check found that was kept beside the card; None where there is none, or one of other weights."""
+    try:
+        check = TypeAdapter(ModelCheck).validate_json(check_path(card).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        log.warning("check_unreadable", model=card.name, reason=type(error).__name__)
+        return None
+    return check if check.digest == network.digest else None
 
 
 def _source_labels(card: Card, network: Network) -> LabelSet:

@@ -159,6 +159,7 @@ class Registry:
             layers=(),
             methods=(),
             digest=f"sha256:{card.weights.sha256}" if card.weights.sha256 else None,
+            check=None,
         )
 
     def _card(self, name: str) -> Card:

@@ -241,6 +241,52 @@ class MethodInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FaithfulnessScores:
+    """Means over the images of a check; see `Faithfulness` for their meaning."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    deletion: Annotated[float, Field(description="Low is good.")]
+    insertion: Annotated[float, Field(description="High is good.")]
+    average_drop: Annotated[float, Field(description="Low is good.")]
+    road: Annotated[float, Field(description="High is good.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodCheck:
+    """What `camserve check` found of one method on one model."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    method: str
+    ms: Annotated[float, Field(description="Milliseconds of one image and class.")]
+    sanity: Annotated[
+        float | None,
+        Field(
+            description="Mean rank correlation of maps before and after the weights of the head are shuffled (Adebayo 2018): 1 "
+            "is a map that ignores what the network learnt about the class. Null where every map is blank."
+        ),
+    ]
+    verdict: str
+    faithfulness: FaithfulnessScores | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCheck:
+    """What `camserve check` found of a model, kept beside its card."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    camserve: Annotated[str, Field(description="Version that checked it.")]
+    digest: Annotated[str, Field(description="Of the weights that were checked.")]
+    layer: tuple[str, ...]
+    images: Annotated[int, Field(description="Number of images.")]
+    methods: tuple[MethodCheck, ...]
+    random: Annotated[FaithfulnessScores | None, Field(description="Of a random map.")]
+    center: Annotated[FaithfulnessScores | None, Field(description="Of a Gaussian in the centre.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """A card and the state of its model. What only a loaded model knows is null or empty before it is ready."""
 
@@ -264,6 +310,7 @@ class ModelInfo:
     layers: Annotated[tuple[LayerInfo, ...], Field(description="Where the model can be explained.")]
     methods: Annotated[tuple[str, ...], Field(description="Methods that fit the model.")]
     digest: Annotated[str | None, Field(description="Of the weights.")]
+    check: Annotated[ModelCheck | None, Field(description="What `camserve check --keep` found of these weights.")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,7 @@ class StandInRegistry:
                 name=MODEL, version="1", description="A model.", reference=None, revision=None, state="ready", error=None,
                 device="cpu", precision="fp32",
                 engine="torch", input_size=(224, 224), classes=1000, default_layer=("bn2",), layers=layers,
-                methods=("gradcam",), digest="sha256:00",
+                methods=("gradcam",), digest="sha256:00", check=None,
             )
         ]  # fmt: skip
 

@@ -293,7 +293,7 @@ def test_no_path_at_all() -> None:
 def test_an_unknown_command() -> None:
     result = camserve("explian")
     assert result.exit_code == 2
-    assert re.search(r'"explian".*serve, explain, evaluate, models, card, bench', result.stderr)
+    assert re.search(r'"explian".*serve, explain, evaluate, models, card, check, bench', result.stderr)
 
 
 @pytest.mark.parametrize(
