@@ -98,4 +98,5 @@ def network(
     preprocessing = Preprocessing(
         height=size, width=size, resize=size, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
     )
-    return Network(name, LoadedNetwork(module, preprocessing, "sha256:test"), layers, torch.device(device), options=options)
+    loaded = LoadedNetwork(module=module, preprocessing=preprocessing, digest="sha256:test")
+    return Network(name, loaded, layers, torch.device(device), options=options)

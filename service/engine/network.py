@@ -49,6 +49,7 @@ class Network:
         engine, precision: those of the card's split at the card's image size; torch computes all other results, in fp32.
         device, digest: the device and the digest of the weights, which every response names.
         preprocessing: the way from an image to the network's input.
+        activation: the function from logits to probabilities.
         layers: the layers at which the network can be explained, by module path, at the card's input size.
         methods: names of the methods that fit the network.
         classes: number of logits.
@@ -81,6 +82,7 @@ class Network:
         self.device = str(device)
         self.digest = loaded.digest
         self.preprocessing = loaded.preprocessing
+        self.activation = loaded.activation
         self._device = device
         self._module = loaded.module.to(device)
         self._channels = len(loaded.preprocessing.mean)

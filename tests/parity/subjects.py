@@ -47,7 +47,7 @@ class Subject:
         preprocessing = Preprocessing(
             height=height, width=width, resize=min(self.size), interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
         )
-        loaded = LoadedNetwork(self.module, preprocessing, "sha256:test")
+        loaded = LoadedNetwork(module=self.module, preprocessing=preprocessing, digest="sha256:test")
         return Network(self.name.rpartition(":")[2], loaded, (self.layer,), torch.device("cpu"))
 
     def random_images(self, *seeds: int) -> list[NDArray[np.uint8]]:

@@ -76,7 +76,8 @@ def test_equals_pytorch_grad_cam_with_a_reshape(name: str) -> None:
     preprocessing = Preprocessing(
         height=size[0], width=size[1], resize=min(size), interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
     )
-    ours = Network("test", LoadedNetwork(module, preprocessing, "sha256:test"), (), torch.device("cpu"))
+    loaded = LoadedNetwork(module=module, preprocessing=preprocessing, digest="sha256:test")
+    ours = Network("test", loaded, (), torch.device("cpu"))
     assert ours.default_layers == (layer,)
     found = []
     for result in ours.run([EngineRequest(pixels=image, classes=(c,)) for image, c in zip(images, CLASSES, strict=True)]):

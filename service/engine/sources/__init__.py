@@ -18,22 +18,23 @@ from service.engine.device import BUILD_LOCK
 from service.engine.sources.base import Source, SourceNetwork, returning
 from service.engine.sources.checkpoint import checkpoint, state_digest
 from service.errors import ConfigurationError
-from service.vocabulary import Preprocessing
+from service.vocabulary import Activation, Preprocessing
 
 OPTIONAL: Final = {"transformers", "keras"}  # sources that need the extra of the same name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedNetwork:
     """A network on the CPU in eval mode with frozen parameters; its input is float32 ``[N, C, height, width]``.
 
     C is the length of the preprocessing's mean. `digest` is "sha256:..." of the checkpoint, or of all parameters and buffers
-    for weights without a file.
+    for weights without a file. `activation` is the function from logits to probabilities.
     """
 
     module: nn.Module
     preprocessing: Preprocessing
     digest: str
+    activation: Activation = "softmax"
 
 
 def load(card: Card, *, random_weights: bool = False) -> LoadedNetwork:
@@ -68,9 +69,14 @@ def load(card: Card, *, random_weights: bool = False) -> LoadedNetwork:
     for module in network.module.modules():
         module.training = False  # eval() would do the same, but an exported program refuses it
     module = network.module.requires_grad_(requires_grad=False)
-    if card.labels.activation == "sigmoid":
+    if card.labels.activation == "sigmoid" and network.activation is None:
         module = returning(module, _two_class_logits)
-    return LoadedNetwork(module, _override_preprocessing(card, network.preprocessing), digest or state_digest(module))
+    return LoadedNetwork(
+        module=module,
+        preprocessing=_override_preprocessing(card, network.preprocessing),
+        digest=digest or state_digest(module),
+        activation=card.labels.activation or network.activation or "softmax",
+    )
 
 
 def _source(card: Card) -> Source:

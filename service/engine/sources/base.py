@@ -10,17 +10,22 @@ from typing import Any, Protocol
 from torch import Tensor, fx, nn
 
 from service.engine.cards.card import Card
-from service.vocabulary import Preprocessing
+from service.vocabulary import Activation, Preprocessing
 
 Logits = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class SourceNetwork:
-    """A network as its source builds it, on the CPU, and the source's preprocessing."""
+    """A network as its source builds it, on the CPU, and the source's preprocessing.
+
+    `activation` is the function from logits to probabilities that the network was trained with; None where the source does not
+    know it.
+    """
 
     module: nn.Module
     preprocessing: Preprocessing
+    activation: Activation | None = None
 
 
 class Source(Protocol):

@@ -195,7 +195,7 @@ class Picked(nn.Module):
 
 
 def test_a_card_states_a_layout_that_the_graph_does_not_tell() -> None:
-    loaded = LoadedNetwork(seeded(Shuffled), PREPROCESSING, "sha256:test")
+    loaded = LoadedNetwork(module=seeded(Shuffled), preprocessing=PREPROCESSING, digest="sha256:test")
     cpu = torch.device("cpu")
     assert "pick" not in Network("test", loaded, ["patches"], cpu).layers
     net = Network("test", loaded, ["pick"], cpu, LayoutOverride("tokens", 1))
@@ -226,7 +226,8 @@ def test_a_layout_that_a_card_states_is_of_its_own_graph_alone() -> None:
 
 def test_a_transformer_is_explained_in_one_batch_with_mixed_layers() -> None:
     module = seeded(DEFAULTS["class token"][0])
-    net = Network("test", LoadedNetwork(module, PREPROCESSING, "sha256:test"), (), torch.device("cpu"))
+    loaded = LoadedNetwork(module=module, preprocessing=PREPROCESSING, digest="sha256:test")
+    net = Network("test", loaded, (), torch.device("cpu"))
     images = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
     requests = [
         EngineRequest(pixels=images[0], classes=(1, 2)),
