@@ -145,7 +145,11 @@ def _processor(card: Card, config: Any) -> Any:
         return processor
     height, width = (side, side) if isinstance(side, int) else side
     size = {"height": height, "width": width}
-    return processor_class(size={"shortest_edge": min(height, width)}, crop_size=size) if is_cropped else processor_class(size=size)
+    return (
+        processor_class(size={"shortest_edge": min(height, width)}, crop_size=size)
+        if is_cropped
+        else processor_class(size=size)
+    )
 
 
 def _source_network(card: Card, module: Any, processor: Any, weights: Mapping[str, Any]) -> SourceNetwork:
@@ -168,7 +172,16 @@ def _tokenizer(card: Card, config: Any, weights: Mapping[str, Any]) -> Any:
             f"card {card.name}: labels.prompt: there is no tokenizer in {place}; put the tokenizer.json and the "
             "tokenizer_config.json of the weights there"
         )
-    return _tokenizers.from_pretrained(config=config, **weights)
+    try:
+        return _tokenizers.from_pretrained(config=config, **weights)
+    except ImportError as error:  # SigLIP's own class needs SentencePiece; a tokenizer.json of the weights does not
+        try:
+            return transformers.PreTrainedTokenizerFast.from_pretrained(**weights)
+        except (ImportError, OSError, ValueError):
+            raise ConfigurationError(
+                f"card {card.name}: labels.prompt: the tokenizer of {place} needs a library; "
+                "pip install sentencepiece protobuf, or put a tokenizer.json beside the weights"
+            ) from error
 
 
 def _is_bgr(processor: Any) -> bool:

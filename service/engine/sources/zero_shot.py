@@ -65,8 +65,8 @@ def zero_shot_class(card: Card, config: Any) -> Any:
     if config.model_type not in FAMILIES:
         if card.labels.prompt:
             raise ConfigurationError(
-                f"card {card.name}: labels.prompt: the family {config.model_type!r} has no text tower; leave the prompt out, or "
-                f"take one of {', '.join(FAMILIES)}"
+                f"card {card.name}: labels.prompt: the family {config.model_type!r} has no text tower; leave the prompt out, "
+                f"or take one of {', '.join(FAMILIES)}"
             )
         return None
     two_towers = _classes[type(config)]
@@ -84,8 +84,8 @@ class ZeroShotClassifier(nn.Module):
     """An image tower and the similarity of its features to those of the classes' texts.
 
     Maps float32 ``[N, 3, height, width]`` to logits ``[N, classes]``: the library's own `logits_per_image`, cosine similarities
-    times the learned scale, for SigLIP plus the learned bias. The modules of the image tower keep their paths. The text features
-    are no parameters, so the digest of the weights does not depend on the prompt.
+    times the learned scale, for SigLIP plus the learned bias. The modules of the image tower keep their paths. The text
+    features are no parameters, so the digest of the weights does not depend on the prompt.
     """
 
     def __init__(self, towers: Any, text_features: Tensor) -> None:
@@ -124,8 +124,8 @@ def zero_shot_classifier(card: Card, towers: Any, tokenizer: Any) -> ZeroShotCla
     templates = card.labels.prompt or (family.template,)
     if len(labels) == 1 and (card.labels.activation or family.activation) == "softmax":
         raise ConfigurationError(
-            f"card {card.name}: labels: there is one label, of which a softmax makes 1 whatever the network sees; give another, "
-            "such as what an image without it shows"
+            f"card {card.name}: labels: there is one label, of which a softmax makes 1 whatever the network sees; give "
+            "another, such as what an image without it shows"
         )
     texts = [
         [template.replace("{}", description if template == "{}" else label) for template in templates]
@@ -156,15 +156,14 @@ def text_features(towers: Any, tokenizer: Any, texts: Sequence[Sequence[str]]) -
             chunk = flat[start : start + TEXTS_AT_ONCE]
             tokens = tokenizer(chunk, **padding, return_tensors="pt")
             inputs = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
-            features = towers.get_text_features(**inputs).pooler_output
+            features: Tensor = towers.get_text_features(**inputs).pooler_output
             chunks.append(features / features.norm(dim=-1, keepdim=True))
-    means = torch.cat(chunks).unflatten(0, (len(texts), -1)).mean(dim=1)
+    features = torch.cat(chunks)
+    means = features.reshape(len(texts), -1, features.shape[-1]).mean(dim=1)
     return means / means.norm(dim=-1, keepdim=True)
 
 
-def _check_texts(
-    card: Card, towers: Any, tokenizer: Any, texts: Sequence[Sequence[str]], descriptions: Sequence[str]
-) -> None:
+def _check_texts(card: Card, towers: Any, tokenizer: Any, texts: Sequence[Sequence[str]], descriptions: Sequence[str]) -> None:
     """Checks that the tokenizer is the text tower's and that every text fits it.
 
     Raises:

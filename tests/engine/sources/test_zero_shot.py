@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-
-pytest.importorskip("transformers")
 
 from service.engine.batch import EngineRequest
 from service.engine.cards.card import Card
@@ -23,6 +22,8 @@ from service.errors import ConfigurationError
 from tests.engine.cards.test_card import GOOD, card
 from tests.engine.sources import two_towers
 from tests.image_files import scene
+
+transformers: Any = pytest.importorskip("transformers")
 
 PROMPT = 'prompt = "a photo of a {}."'
 IMAGES = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 4 - 2
@@ -76,7 +77,9 @@ def test_the_features_of_several_templates_are_averaged(tmp_path: Path, family: 
         mean = torch.nn.functional.normalize(texts).mean(0)
         cosine = torch.nn.functional.cosine_similarity(images, mean[None])
         bias = module.logit_bias if family == "siglip" else 0
-        torch.testing.assert_close(loaded.module(IMAGES)[:, class_id], cosine * module.logit_scale.exp() + bias, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            loaded.module(IMAGES)[:, class_id], cosine * module.logit_scale.exp() + bias, rtol=0, atol=1e-5
+        )
 
 
 def test_a_line_may_be_a_whole_prompt(tmp_path: Path) -> None:
@@ -93,7 +96,13 @@ def test_a_line_may_be_a_whole_prompt(tmp_path: Path) -> None:
 def test_the_digest_is_that_of_the_weights(tmp_path: Path) -> None:
     two_towers.tokenizer().save_pretrained(tmp_path)
     digests = [
-        load(Card.read(two_towers.save_card(tmp_path, "clip", labels=f'prompt = "{prompt}"', args=two_towers.ARGS, weights=f"random = {seed}"))).digest
+        load(
+            Card.read(
+                two_towers.save_card(
+                    tmp_path, "clip", labels=f'prompt = "{prompt}"', args=two_towers.ARGS, weights=f"random = {seed}"
+                )
+            )
+        ).digest
         for prompt, seed in (("a {}", 1), ("the {}", 1), ("a {}", 2))
     ]
     assert digests[0] == digests[1] != digests[2]
@@ -181,9 +190,6 @@ def test_attention_is_explained(network: Network) -> None:
     assert np.ptp(rollout) > 0
 
 
-WEIGHTS = 'weights = "random = 0"'
-
-
 @pytest.mark.parametrize(
     ("family", "labels", "lines", "message"),
     [
@@ -229,6 +235,39 @@ def test_a_tokenizer_is_missing(tmp_path: Path, family: str) -> None:
         load(Card.read(two_towers.save_card(tmp_path, family)))
 
 
+def test_clips_own_tokenizer(tmp_path: Path) -> None:
+    """Byte pairs of lower-case letters; the token that ends a text also pads it."""
+    merges = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")]
+    letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz." for end in ("", "</w>")]
+    words = [*letters, *("".join(pair) for pair in merges), "<|startoftext|>", "<|endoftext|>"]
+    own = transformers.CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=merges)
+    torch.manual_seed(11)
+    text = two_towers.TEXT | {"vocab_size": len(words), "eos_token_id": own.eos_token_id, "bos_token_id": own.bos_token_id}
+    module = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=two_towers.VISION)).eval()
+    two_towers.save_repository(tmp_path, "clip", module)
+    own.save_pretrained(tmp_path)
+    loaded = load(Card.read(two_towers.save_card(tmp_path, "clip", labels='prompt = "a {}."', lines=["Cat", "doge"])))
+    inputs = own(["a Cat.", "a doge."], padding=True, return_tensors="pt")
+    assert inputs["input_ids"].tolist()[0][-1] == own.eos_token_id == inputs["input_ids"].tolist()[0][-2]
+    with torch.no_grad():
+        expected = module(**inputs, pixel_values=IMAGES).logits_per_image
+    torch.testing.assert_close(loaded.module(IMAGES), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="the library's own class of SigLIP's tokenizer can be used")
+def test_siglips_tokenizer_without_sentencepiece(tmp_path: Path) -> None:
+    """Its configuration names a class that needs SentencePiece; tokenizer.json is the same without it."""
+    module = two_towers.save_repository(tmp_path, "siglip")
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "SiglipTokenizer"}))
+    path = two_towers.save_card(tmp_path, "siglip", labels=PROMPT)
+    expected = expected_logits(module, "siglip", [f"a photo of a {label}." for label in two_towers.LABELS])
+    torch.testing.assert_close(load(Card.read(path)).module(IMAGES), expected, rtol=0, atol=1e-5)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "spiece.model")
+    with pytest.raises(ConfigurationError, match="pip install sentencepiece protobuf"):
+        load(Card.read(path))
+
+
 def test_no_text_tower(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"'vit' has no text tower; .* clip, metaclip_2, siglip"):
         load(Card.read(two_towers.save_card(tmp_path, "vit", labels=PROMPT, weights="random = 0")))
@@ -237,9 +276,7 @@ def test_no_text_tower(tmp_path: Path) -> None:
 
 
 def test_a_classifier_made_of_an_image_tower_has_no_text_tower(tmp_path: Path) -> None:
-    from transformers import CLIPForImageClassification
-
-    two_towers.save_repository(tmp_path, "clip", CLIPForImageClassification(two_towers.towers("clip").config))
+    two_towers.save_repository(tmp_path, "clip", transformers.CLIPForImageClassification(two_towers.towers("clip").config))
     with pytest.raises(ConfigurationError, match="those of CLIPForImageClassification, without a text tower"):
         load(Card.read(two_towers.save_card(tmp_path, "clip", labels=PROMPT)))
     loaded = load(Card.read(two_towers.save_card(tmp_path, "clip")))

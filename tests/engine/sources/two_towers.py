@@ -7,13 +7,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tokenizers
+import pytest
 import torch
-import transformers
-from tokenizers import models, normalizers, pre_tokenizers, processors
+
+transformers: Any = pytest.importorskip("transformers")
+tokenizers: Any = pytest.importorskip("tokenizers")
 
 LABELS = ("cat", "dog", "blue sofa")
-WORDS = ("<pad>", "<s>", "<unk>", "a", "photo", "of", "this", "is", ".", "drawing", "the", "cat", "dog", "blue", "sofa", "red", "</s>")
+WORDS = (
+    "<pad>",
+    "<s>",
+    "<unk>",
+    "a",
+    "photo",
+    "of",
+    "this",
+    "is",
+    ".",
+    "drawing",
+    "the",
+    "cat",
+    "dog",
+    "blue",
+    "sofa",
+    "red",
+    "</s>",
+)
 END = WORDS.index("</s>")
 CONTEXT, SIDE, CELLS = 12, 64, 4
 FAMILIES = ("clip", "siglip", "metaclip_2")
@@ -23,7 +42,6 @@ TEXT: dict[str, Any] = TOWER | {
     "vocab_size": len(WORDS), "max_position_embeddings": CONTEXT, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": END,
 }  # fmt: skip
 VISION: dict[str, Any] = TOWER | {"image_size": SIDE, "patch_size": SIDE // CELLS}
-_library: Any = transformers
 
 
 def table(values: dict[str, Any]) -> str:
@@ -37,8 +55,8 @@ ARGS = f"args = {{text_config = {table(TEXT)}, vision_config = {table(VISION)}}}
 def towers(family: str) -> Any:
     """A network of two towers; its image tower is scaled up so that images of random weights differ."""
     torch.manual_seed(11)
-    config = _library.AutoConfig.for_model(family, text_config=TEXT, vision_config=VISION)
-    module = _library.AutoModel.from_config(config).eval()
+    config = transformers.AutoConfig.for_model(family, text_config=TEXT, vision_config=VISION)
+    module = transformers.AutoModel.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if name.startswith("vision_model.") and parameter.dim() > 1:
@@ -49,13 +67,13 @@ def towers(family: str) -> Any:
 def tokenizer(words: Sequence[str] = WORDS) -> Any:
     """A tokenizer of whole words in lower case, between `<s>` and `</s>`."""
     ids = {word: number for number, word in enumerate(words)}
-    made = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    made.normalizer = normalizers.Lowercase()  # type: ignore[assignment]
-    made.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    made.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
+    made.normalizer = tokenizers.normalizers.Lowercase()
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", ids["<s>"]), ("</s>", ids["</s>"])]
     )
-    return _library.PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
 
@@ -63,8 +81,8 @@ def tokenizer(words: Sequence[str] = WORDS) -> Any:
 def image_processor(family: str) -> Any:
     """The family's own, for the size of `towers`."""
     if family == "siglip":
-        return _library.SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE})
-    return _library.CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+        return transformers.SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE})
+    return transformers.CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
 
 
 def save_repository(folder: Path, family: str, module: Any = None) -> Any:
