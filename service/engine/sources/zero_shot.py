@@ -156,11 +156,10 @@ def text_features(towers: Any, tokenizer: Any, texts: Sequence[Sequence[str]]) -
             chunk = flat[start : start + TEXTS_AT_ONCE]
             tokens = tokenizer(chunk, **padding, return_tensors="pt")
             inputs = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
-            features: Tensor = towers.get_text_features(**inputs).pooler_output
-            chunks.append(features / features.norm(dim=-1, keepdim=True))
-    features = torch.cat(chunks)
-    means = features.reshape(len(texts), -1, features.shape[-1]).mean(dim=1)
-    return means / means.norm(dim=-1, keepdim=True)
+            features = towers.get_text_features(**inputs).pooler_output
+            chunks.append(nn.functional.normalize(features, dim=-1))
+    means = torch.cat(chunks).reshape(len(texts), len(texts[0]), -1).mean(dim=1)
+    return nn.functional.normalize(means, dim=-1)
 
 
 def _check_texts(card: Card, towers: Any, tokenizer: Any, texts: Sequence[Sequence[str]], descriptions: Sequence[str]) -> None:

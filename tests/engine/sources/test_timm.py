@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import timm.data
 from PIL import Image
 
@@ -21,7 +22,9 @@ DATA: dict[str, Any] = {
     "input_size": (3, 96, 96), "interpolation": "bicubic", "mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28),
     "crop_pct": 1.0,
 }  # fmt: skip
-_create_transform: Any = timm.data.create_transform
+# timm is only partly typed.
+_data: Any = timm.data
+_config: Any = timm.get_pretrained_cfg
 
 
 @pytest.mark.parametrize(("width", "height"), [(250, 170), (170, 251), (60, 90)])
@@ -39,7 +42,7 @@ _create_transform: Any = timm.data.create_transform
 )
 def test_images_are_prepared_as_timm_prepares_them(change: dict[str, Any], width: int, height: int) -> None:
     data = DATA | change
-    theirs = np.asarray(_create_transform(**data, normalize=False)(Image.fromarray(scene(width, height))))
+    theirs = np.asarray(_data.create_transform(**data, normalize=False)(Image.fromarray(scene(width, height))))
     own = timm_preprocessing(data)
     ours = resample(scene(width, height), place(width, height, own, own.fit), own.interpolation, mean_color(own))
     assert np.abs(ours.transpose(2, 0, 1).astype(int) - theirs).max() <= 1
@@ -47,15 +50,13 @@ def test_images_are_prepared_as_timm_prepares_them(change: dict[str, Any], width
 
 @pytest.mark.parametrize(("name", "fit", "kept"), [("eva02_base_patch14_448", "squash", 1.0), ("dm_nfnet_f0", "squash", 0.9)])
 def test_the_crop_mode_of_weights(name: str, fit: str, kept: float) -> None:
-    config: Any = timm.get_pretrained_cfg(name)
-    own = timm_preprocessing(timm.data.resolve_data_config(pretrained_cfg=config.to_dict()))
+    own = timm_preprocessing(_data.resolve_data_config(pretrained_cfg=_config(name).to_dict()))
     assert (own.fit, own.squash_crop) == (fit, kept)
 
 
 def test_no_crop_mode_of_timms_own_weights_is_unknown() -> None:
-    get_config: Any = timm.get_pretrained_cfg
-    configs = [get_config(name).to_dict() for name in timm.list_models(pretrained=True)]
-    fits = {timm_preprocessing(timm.data.resolve_data_config(pretrained_cfg=config)).fit for config in configs}
+    configs = [_config(name).to_dict() for name in timm.list_models(pretrained=True)]
+    fits = {timm_preprocessing(_data.resolve_data_config(pretrained_cfg=config)).fit for config in configs}
     assert fits == {"crop", "squash", "pad"}
 
 
