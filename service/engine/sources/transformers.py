@@ -8,7 +8,7 @@ A family of an image tower and a text tower is a plain classifier or, by the lab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ _processor_classes: Any = transformers.IMAGE_PROCESSOR_MAPPING
 
 PROCESSOR_OF: Final = {"dinov2_with_registers": "dinov2"}  # families whose checkpoints come with the processor of another
 PATCH_INPUT: Final = {"siglip2"}  # families whose input is a list of patches and its shape (NaFlex)
+PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")  # of images alone, or of images and texts
 TOKENIZER_FILES: Final = ("tokenizer.json", "vocab.json", "spiece.model", "sentencepiece.bpe.model")  # one of them
 RESAMPLING: Final[dict[int, Interpolation]] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
@@ -45,7 +46,7 @@ def from_architecture(card: Card) -> SourceNetwork:
 
 
 def from_file(card: Card, path: Path) -> SourceNetwork:
-    """See `Source`; `config.json`, `preprocessor_config.json` and the tokenizer beside the file are read if they exist."""
+    """See `Source`; the configurations of network and images and the tokenizer beside the file are read if they exist."""
     config = _config(card, path.parent) if (path.parent / "config.json").is_file() else _config(card)
     # The library's own loader is used rather than load_state_dict, for it maps the parameter names of older versions.
     module, report = _classifier_class(card, config).from_pretrained(
@@ -57,7 +58,7 @@ def from_file(card: Card, path: Path) -> SourceNetwork:
         ignore_mismatched_sizes=True,
     )
     _check_report(card, report)
-    has_processor = (path.parent / "preprocessor_config.json").is_file()
+    has_processor = _has_one(path.parent, PROCESSOR_FILES)
     processor = _processors.from_pretrained(path.parent, local_files_only=True) if has_processor else _processor(card, config)
     return _source_network(card, module, processor, _folder(path.parent))
 
@@ -76,6 +77,10 @@ def from_hub(card: Card) -> SourceNetwork:
     )
     _check_report(card, report)
     return _source_network(card, module, _processors.from_pretrained(**hub), hub)
+
+
+def _has_one(folder: Path, names: Sequence[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
 
 
 def _folder(path: Path) -> dict[str, Any]:
@@ -167,7 +172,7 @@ def _tokenizer(card: Card, config: Any, weights: Mapping[str, Any]) -> Any:
     """The tokenizer that comes with the weights, from a folder or from a repository."""
     place = weights["pretrained_model_name_or_path"]
     # Without its files the library would make a tokenizer that knows no word.
-    if isinstance(place, Path) and not any((place / name).is_file() for name in TOKENIZER_FILES):
+    if isinstance(place, Path) and not _has_one(place, TOKENIZER_FILES):
         raise ConfigurationError(
             f"card {card.name}: labels.prompt: there is no tokenizer in {place}; put the tokenizer.json and the "
             "tokenizer_config.json of the weights there"

@@ -93,6 +93,17 @@ def test_a_line_may_be_a_whole_prompt(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.module(IMAGES), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_the_images_own_configuration_is_read_where_it_lies_with_the_texts(tmp_path: Path, family: str) -> None:
+    two_towers.towers(family).save_pretrained(tmp_path)
+    images = two_towers.image_processor(family)
+    images.image_mean = [0.1, 0.2, 0.3]
+    processor = {"clip": transformers.CLIPProcessor, "siglip": transformers.SiglipProcessor}[family]
+    processor(image_processor=images, tokenizer=two_towers.tokenizer()).save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists()
+    assert load(Card.read(two_towers.save_card(tmp_path, family))).preprocessing.mean == (0.1, 0.2, 0.3)
+
+
 def test_the_digest_is_that_of_the_weights(tmp_path: Path) -> None:
     two_towers.tokenizer().save_pretrained(tmp_path)
     digests = [
