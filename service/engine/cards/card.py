@@ -96,8 +96,8 @@ class Labels(_Table):
 
     `activation`: the function from logits to probabilities. `softmax`: exactly one class is true. `sigmoid`: each class is true
     or false independently of the others (multi-label). A binary network with one logit is a sigmoid with two labels: class 1
-    has the logit, class 0 its negative, so each can be explained and the two probabilities add up to one. A card without one
-    takes the source's: sigmoid for a zero-shot classifier of SigLIP, softmax for every other network.
+    has the logit, class 0 its negative, so each can be explained and the two probabilities add up to one. A card without an
+    activation takes the source's: sigmoid for a zero-shot classifier of SigLIP, softmax for every other network.
 
     `prompt` makes a network with a text tower (transformers: clip, metaclip_2, siglip) a zero-shot classifier: a template of
     the text of each class, in which "{}" stands for its label, such as "a photo of a {}."; the features of several templates

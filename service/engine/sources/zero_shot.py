@@ -32,7 +32,7 @@ class ZeroShotFamily:
     """A family of networks with an image tower and a text tower.
 
     Attributes:
-        template: of a class's text, where neither card nor request says one.
+        template: of a class's text, where the card says none.
         activation: the function from logits to probabilities that the loss of the training implies.
         pads_to_context: whether texts are padded to the tower's whole context, as in the training; else to the longest of them.
         reads_end: whether the text's features are those of its end token.

@@ -217,6 +217,12 @@ def test_labels_and_prompts_that_do_not_fit(tmp_path: Path, family: str, labels:
         load(Card.read(two_towers.save_card(tmp_path, family, labels=labels, lines=lines)))
 
 
+def test_a_card_may_say_another_activation(tmp_path: Path) -> None:
+    two_towers.save_repository(tmp_path, "siglip")
+    loaded = load(Card.read(two_towers.save_card(tmp_path, "siglip", labels='activation = "softmax"')))
+    assert loaded.activation == "softmax"
+
+
 def test_one_label_is_enough_for_a_sigmoid(tmp_path: Path) -> None:
     two_towers.save_repository(tmp_path, "siglip")
     for labels in ("", 'activation = "sigmoid"'):
@@ -242,27 +248,46 @@ def test_a_tokenizer_of_other_weights(tmp_path: Path, words: tuple[str, ...], me
 def test_a_tokenizer_is_missing(tmp_path: Path, family: str) -> None:
     two_towers.save_repository(tmp_path, family)
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(ConfigurationError, match=r"labels\.prompt: there is no tokenizer in .*put the tokenizer\.json"):
-        load(Card.read(two_towers.save_card(tmp_path, family)))
+    for weights in (None, "random = 0"):
+        path = two_towers.save_card(tmp_path, family, labels=PROMPT, args=two_towers.ARGS, weights=weights)
+        with pytest.raises(ConfigurationError, match=r"labels\.prompt: there is no tokenizer in .*put the tokenizer\.json"):
+            load(Card.read(path))
 
 
-def test_clips_own_tokenizer(tmp_path: Path) -> None:
-    """Byte pairs of lower-case letters; the token that ends a text also pads it."""
-    merges = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")]
+def byte_pair_tokenizer() -> Any:
+    """CLIP's own: byte pairs of lower-case letters; the token that ends a text also pads it."""
+    merges: Any = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")]
     letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz." for end in ("", "</w>")]
     words = [*letters, *("".join(pair) for pair in merges), "<|startoftext|>", "<|endoftext|>"]
-    own = transformers.CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=merges)
-    torch.manual_seed(11)
-    text = two_towers.TEXT | {"vocab_size": len(words), "eos_token_id": own.eos_token_id, "bos_token_id": own.bos_token_id}
-    module = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=two_towers.VISION)).eval()
-    two_towers.save_repository(tmp_path, "clip", module)
+    return transformers.CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=merges)
+
+
+def unigram_tokenizer() -> Any:
+    """MetaCLIP 2's, which is that of XLM-RoBERTa: pieces of words by their probability; the token 2 ends a text."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "\u2581a", "\u2581cat", "\u2581Cat", "\u2581dog", "e", "."]
+    return transformers.XLMRobertaTokenizer(vocab=[(piece, -float(number)) for number, piece in enumerate(pieces)])
+
+
+@pytest.mark.parametrize(
+    ("family", "own", "end"),
+    [
+        ("clip", byte_pair_tokenizer(), None),
+        ("clip", byte_pair_tokenizer(), 2),  # as the first weights of CLIP say, which read the token of the highest id
+        ("metaclip_2", unigram_tokenizer(), 2),
+    ],
+)
+def test_the_familys_own_tokenizer(tmp_path: Path, family: str, own: Any, end: int | None) -> None:
+    text = two_towers.TEXT | {"vocab_size": len(own), "eos_token_id": end or own.eos_token_id}
+    module = two_towers.towers(family, text)
+    two_towers.save_repository(tmp_path, family, module)
     own.save_pretrained(tmp_path)
-    loaded = load(Card.read(two_towers.save_card(tmp_path, "clip", labels='prompt = "a {}."', lines=["Cat", "doge"])))
+    loaded = load(Card.read(two_towers.save_card(tmp_path, family, labels='prompt = "a {}."', lines=["Cat", "doge"])))
     inputs = own(["a Cat.", "a doge."], padding=True, return_tensors="pt")
-    assert inputs["input_ids"].tolist()[0][-1] == own.eos_token_id == inputs["input_ids"].tolist()[0][-2]
+    assert own.unk_token_id not in inputs["input_ids"][:, 1:4]
     with torch.no_grad():
         expected = module(**inputs, pixel_values=IMAGES).logits_per_image
     torch.testing.assert_close(loaded.module(IMAGES), expected, rtol=0, atol=1e-5)
+    assert (expected[:, 0] - expected[:, 1]).abs().min() > 1e-4
 
 
 @pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="the library's own class of SigLIP's tokenizer can be used")
@@ -277,6 +302,13 @@ def test_siglips_tokenizer_without_sentencepiece(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").rename(tmp_path / "spiece.model")
     with pytest.raises(ConfigurationError, match="pip install sentencepiece protobuf"):
         load(Card.read(path))
+
+
+def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
+    two_towers.save_repository(tmp_path, "clip")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match="card towers"):
+        load(Card.read(two_towers.save_card(tmp_path, "clip")))
 
 
 def test_no_text_tower(tmp_path: Path) -> None:

@@ -52,10 +52,10 @@ def table(values: dict[str, Any]) -> str:
 ARGS = f"args = {{text_config = {table(TEXT)}, vision_config = {table(VISION)}}}"
 
 
-def towers(family: str) -> Any:
+def towers(family: str, text: dict[str, Any] = TEXT) -> Any:
     """A network of two towers; its image tower is scaled up so that images of random weights differ."""
     torch.manual_seed(11)
-    config = transformers.AutoConfig.for_model(family, text_config=TEXT, vision_config=VISION)
+    config = transformers.AutoConfig.for_model(family, text_config=text, vision_config=VISION)
     module = transformers.AutoModel.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
