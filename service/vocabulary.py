@@ -71,6 +71,7 @@ class Preprocessing:
         mean: per channel, for values 0..1; one value makes a network that sees grey.
         std: as `mean`.
         fit: how an image of another shape is fitted in, where the request does not say.
+        squash_crop: the part of each side that `squash` keeps, in the centre of the squashed image; 1 keeps all of it.
     """
 
     height: int
@@ -80,3 +81,4 @@ class Preprocessing:
     mean: Channels
     std: Channels
     fit: Fit = "crop"
+    squash_crop: float = 1.0

@@ -92,7 +92,8 @@ def _labels_lines(card: Card, network: Network) -> list[str]:
     if labels is None or len(labels) != network.classes:
         labels = numbered_labels(network.classes)
     lines = ['dataset = "imagenet-1k"'] if labels == imagenet_labels("imagenet-1k") else _names_lines(labels)
-    return [*lines, f"activation = {_value(card.labels.activation)} # softmax: one class is true; sigmoid: each for itself"]
+    lines += [f"prompt = {_value(card.labels.prompt)}"] if card.labels.prompt else []
+    return [*lines, f"activation = {_value(network.activation)} # softmax: one class is true; sigmoid: each for itself"]
 
 
 def _names_lines(labels: LabelSet) -> list[str]:

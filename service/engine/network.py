@@ -52,6 +52,7 @@ class Network:
         device, digest: the device and the digest of the weights, which every response names.
         labels, revision, weights_name: what the source states about the weights, see `LoadedNetwork`.
         preprocessing: the way from an image to the network's input.
+        activation: the function from logits to probabilities.
         layers: the layers at which the network can be explained, by module path, at the card's input size.
         methods: names of the methods that fit the network.
         inapplicable: the other methods -> why they do not fit.
@@ -88,6 +89,7 @@ class Network:
         self.revision = loaded.revision
         self.weights_name = loaded.weights_name
         self.preprocessing = loaded.preprocessing
+        self.activation = loaded.activation
         self._device = device
         self._module = loaded.module.to(device)
         self._channels = len(loaded.preprocessing.mean)

@@ -302,7 +302,7 @@ def _evaluation_job(plan: Plan, image: PreparedImage, result: EngineResult) -> J
             classes=result.classes,
             maps=tuple(heatmap.values for heatmap in heatmaps),
             grid=heatmaps[0].grid if heatmaps else (1, 1),
-            activation=plan.model.card.labels.activation,
+            activation=plan.model.network.activation,
         )
         return plan.model.network.evaluate(request, checkpoint)
 

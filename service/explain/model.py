@@ -162,7 +162,7 @@ class Model:
             engine=settings.engine, precision=settings.precision, threads=settings.engine_threads, calls=settings.replicas
         )
         network = Network.load(card, device, options, random_weights=settings.random_weights)
-        if network.classes == 1:
+        if network.classes == 1 and network.activation == "softmax":
             raise ConfigurationError(
                 f"card {card.name}: labels.activation: the network has one logit, of which a softmax makes 1 whatever it sees; "
                 "say sigmoid, and give two labels: what a low logit means, and what a high one means"
@@ -195,7 +195,7 @@ class Model:
 
     def scores(self, result: EngineResult | LayerStatisticsResult) -> ClassScores:
         """The logits of a result, read with the model's labels."""
-        return ClassScores(result.logits, self.labels, self.card.labels.activation)
+        return ClassScores(result.logits, self.labels, self.network.activation)
 
     def identity_of(self, results: Sequence[EngineResult | LayerStatisticsResult]) -> ModelIdentity:
         """The model's identity, with what computed these results; images of several sizes may have met several engines."""

@@ -160,7 +160,7 @@ def _evaluate(
             classes=(classes[index],) * len(heatmaps),
             maps=tuple(heatmap.values for heatmap in heatmaps),
             grid=model.network.layers[model.network.default_layers[0]].grid,
-            activation=model.card.labels.activation,
+            activation=model.network.activation,
         )
         evaluations = model.network.evaluate(request) if heatmaps else ()
         for name, evaluation in zip(maps, evaluations, strict=True):

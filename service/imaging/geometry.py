@@ -55,22 +55,22 @@ def place(width: int, height: int, preprocessing: Preprocessing, fit: Fit) -> Pl
     """The placement of an image of `width` by `height` pixels in the input.
 
     `crop` is torchvision's ``Resize(short side)`` and ``CenterCrop``, to the pixel. `squash` resizes the whole image to the
-    input, `pad` keeps its aspect ratio and pads it, `native` uses the image itself as the input.
+    input, or to a little more and crops it where the preprocessing says so; `pad` keeps its aspect ratio and pads it, `native`
+    uses the image itself as the input.
     """
     if fit == "native":
         return _make_placement((height, width), (0, 0, width, height), (0, 0, width, height), (width, height))
     input_size = (preprocessing.height, preprocessing.width)
-    if fit == "squash":
-        return _make_placement(
-            input_size, (0, 0, width, height), (0, 0, preprocessing.width, preprocessing.height), (width, height)
-        )
     if fit == "pad":
         scale = min(preprocessing.width / width, preprocessing.height / height)
         columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
         left, top = (preprocessing.width - columns) // 2, (preprocessing.height - rows) // 2
         return _make_placement(input_size, (0, 0, width, height), (left, top, left + columns, top + rows), (width, height))
 
-    columns, rows = _size_before_crop(width, height, preprocessing)
+    if fit == "squash":
+        columns, rows = (int(side / preprocessing.squash_crop) for side in (preprocessing.width, preprocessing.height))
+    else:
+        columns, rows = _size_before_crop(width, height, preprocessing)
     left, crop_left, crop_width = _center_crop(columns, preprocessing.width)
     top, crop_top, crop_height = _center_crop(rows, preprocessing.height)
     scale_x, scale_y = width / columns, height / rows

@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from service.errors import ConfigurationError
 from service.vocabulary import Activation, Channels, EngineOption, Fit, Interpolation, LayoutKind, PrecisionOption
@@ -31,13 +31,14 @@ class _Table(BaseModel):
 class Architecture(_Table):
     """`source` is the library that builds the network, `name` the network's name there, `args` more arguments of its builder.
 
-    Source `local` is a saved program, which has no name. transformers reads it from the configuration beside the weights, and
-    Keras from a saved model, where it is left out.
+    An argument may be a table, such as `vision_config = {hidden_size = 768}` of transformers, or an array. Source `local` is a
+    saved program, which has no name. transformers reads it from the configuration beside the weights, and Keras from a saved
+    model, where it is left out.
     """
 
     source: Literal["torchvision", "timm", "transformers", "keras", "local"]
     name: str = ""
-    args: dict[str, bool | int | float | str] = {}
+    args: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")
     def _check_name(self) -> Self:
@@ -109,13 +110,27 @@ class Labels(_Table):
 
     `activation`: the function from logits to probabilities. `softmax`: exactly one class is true. `sigmoid`: each class is true
     or false independently of the others (multi-label). A binary network with one logit is a sigmoid with two labels: class 1
-    has the logit, class 0 its negative, so each can be explained and the two probabilities add up to one.
+    has the logit, class 0 its negative, so each can be explained and the two probabilities add up to one. A card without an
+    activation takes the source's: sigmoid for a zero-shot classifier of SigLIP, softmax for every other network.
+
+    `prompt` makes a network with a text tower (transformers: clip, metaclip_2, siglip) a zero-shot classifier: a template of
+    the text of each class, in which "{}" stands for its label, such as "a photo of a {}."; the features of several templates
+    are averaged. The template "{}" takes each line of the file as it is, so that a line may be a whole prompt. Where the
+    configuration beside the weights names the two towers, the family's own template is the default.
     """
 
     dataset: Literal["imagenet-1k"] | None = None
     file: str | None = None
     names: tuple[str, ...] | None = Field(None, min_length=1)
-    activation: Activation = "softmax"
+    activation: Activation | None = None
+    prompt: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field((), min_length=1)
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, prompt: tuple[str, ...]) -> tuple[str, ...]:
+        if any("{}" not in template for template in prompt):
+            raise ValueError('every template needs "{}", where the label stands')
+        return prompt
 
     @model_validator(mode="after")
     def _check_origin(self) -> Self:
@@ -189,6 +204,15 @@ class Card(_Table):
     preprocess: PreprocessingOverrides = PreprocessingOverrides()
     runtime: Runtime = Runtime()
     folder: Path
+
+    @model_validator(mode="after")
+    def _check_text_tower(self) -> Self:
+        if self.labels.prompt and self.architecture.source != "transformers":
+            raise ValueError(
+                f"labels.prompt: networks of {self.architecture.source} have no text tower; leave it out, or take a network of "
+                "source transformers (clip, metaclip_2, siglip)"
+            )
+        return self
 
     @classmethod
     def read(cls, path: Path) -> Card:

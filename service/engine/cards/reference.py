@@ -43,9 +43,9 @@ def _only(value: object) -> object:
 class ReferenceOptions(BaseModel):
     """The options behind the question mark of a reference; each overrides a field of the card.
 
-    `random`: seed of random weights, nothing is fetched. `labels`: file of labels. `activation`: softmax or sigmoid. `layer`:
-    module path, repeatable. `crop`: side of the square input. `mean`, `std`: for values 0..1, given once for all channels or
-    once for each.
+    `random`: seed of random weights, nothing is fetched. `labels`: file of labels. `prompt`: template of a zero-shot network,
+    repeatable. `activation`: softmax or sigmoid. `layer`: module path, repeatable. `crop`: side of the square input. `mean`,
+    `std`: for values 0..1, given once for all channels or once for each.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -53,6 +53,7 @@ class ReferenceOptions(BaseModel):
     random: Annotated[int | None, BeforeValidator(_only), Field(ge=0)] = None
     labels: Annotated[Path | None, BeforeValidator(_only)] = None
     activation: Annotated[Activation | None, BeforeValidator(_only)] = None
+    prompt: tuple[str, ...] = ()
     layer: tuple[str, ...] = ()
     crop: Annotated[int | None, BeforeValidator(_only)] = None
     mean: Channels | None = None
@@ -190,9 +191,12 @@ def _apply(options: ReferenceOptions, card: Card) -> Card:
         if not card.architecture.name:
             raise ValueError("random: only for timm/, torchvision/ and keras/, which build a network without its weights")
         update["weights"] = {"random": options.random}
-    if options.labels is not None or options.activation is not None:
-        labels = {"file": str(options.labels.resolve())} if options.labels is not None else card.labels.model_dump()
-        update["labels"] = labels | ({"activation": options.activation} if options.activation else {})
+    if options.labels is not None or options.activation is not None or options.prompt:
+        labels = card.labels.model_dump(exclude_defaults=True)
+        if options.labels is not None:
+            labels = {"file": str(options.labels.resolve())}
+        given = {"activation": options.activation, "prompt": options.prompt}
+        update["labels"] = labels | {name: value for name, value in given.items() if value}
     if options.layer:
         update["explain"] = {"layer": options.layer}
     preprocess = {

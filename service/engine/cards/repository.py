@@ -13,18 +13,20 @@ from service.errors import ConfigurationError
 def read_cards(folder: Path) -> dict[str, Card]:
     """Every model of a folder, by name: the cards (`*.toml`) in it, then the folders in it that hold a model.
 
+    A card describes a folder of its own name, which may hold its weights, so that such a folder is no model of its own.
     A folder without either that holds one model itself, as platforms mount it, is that model.
 
     Raises:
         ConfigurationError: the folder holds no model, two of them have one name, or a card is invalid.
     """
     cards = {path.stem: Card.read(path) for path in sorted(folder.glob("*.toml"))}
+    described = set(cards)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         card = card_of_folder(path) if path.is_dir() else None
-        if card is None:
+        if card is None or card.name in described:
             continue
         if card.name in cards:
-            raise ConfigurationError(f"{folder}: two models are named {card.name!r}; rename the card or the folder {path.name}")
+            raise ConfigurationError(f"{folder}: two models are named {card.name!r}; rename the folder {path.name}")
         cards[card.name] = card
     if not cards and folder.is_dir() and (only := card_of_folder(folder)) is not None:
         cards[only.name] = only

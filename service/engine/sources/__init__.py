@@ -19,7 +19,7 @@ from service.engine.device import BUILD_LOCK
 from service.engine.sources.base import Source, SourceNetwork, returning
 from service.engine.sources.checkpoint import checkpoint, state_digest
 from service.errors import ConfigurationError
-from service.vocabulary import Preprocessing
+from service.vocabulary import Activation, Preprocessing
 
 OPTIONAL: Final = {"transformers", "keras"}  # sources that need the extra of the same name
 
@@ -32,6 +32,7 @@ class LoadedNetwork:
 
     Attributes:
         digest: "sha256:..." of the checkpoint, or of all parameters and buffers for weights without a file.
+        activation: the function from logits to probabilities.
         labels: the classes as the source states them; None where it does not.
         revision: the commit of the repository that the weights come from; None for other weights.
         weights_name: the source's own name of weights of a hub, such as a1_in1k; None for other weights.
@@ -40,6 +41,7 @@ class LoadedNetwork:
     module: nn.Module
     preprocessing: Preprocessing
     digest: str
+    activation: Activation = "softmax"
     labels: LabelSet | None = None
     revision: str | None = None
     weights_name: str | None = None
@@ -77,12 +79,13 @@ def load(card: Card, *, random_weights: bool = False) -> LoadedNetwork:
     for module in network.module.modules():
         module.training = False  # eval() would do the same, but an exported program refuses it
     module = network.module.requires_grad_(requires_grad=False)
-    if card.labels.activation == "sigmoid":
+    if card.labels.activation == "sigmoid" and network.activation is None:
         module = returning(module, _two_class_logits)
     return LoadedNetwork(
         module=module,
         preprocessing=_override_preprocessing(card, network.preprocessing),
         digest=digest or _check_state(card, module),
+        activation=card.labels.activation or network.activation or "softmax",
         labels=network.labels,
         revision=network.revision,
         weights_name=network.weights_name,

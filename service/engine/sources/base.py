@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from service.engine.cards.card import Card
 from service.engine.cards.labels import LabelSet
-from service.vocabulary import Preprocessing
+from service.vocabulary import Activation, Preprocessing
 
 Logits = Callable[[Any], Tensor]
 
@@ -21,6 +21,8 @@ class SourceNetwork:
     """A network as its source builds it, on the CPU, and what the source states about it.
 
     Attributes:
+        activation: the function from logits to probabilities that the network was trained with; None where the source does not
+            know it.
         labels: the classes of the weights; None where the source does not tell them.
         revision: the commit of the repository that the weights come from.
         weights_name: the source's own name of the weights, where the card says `default`.
@@ -28,6 +30,7 @@ class SourceNetwork:
 
     module: nn.Module
     preprocessing: Preprocessing
+    activation: Activation | None = None
     labels: LabelSet | None = None
     revision: str | None = None
     weights_name: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import timm
 import timm.data.config
@@ -18,8 +18,9 @@ from service.engine.sources.base import SourceNetwork
 from service.engine.sources.checkpoint import load_into, read_state
 from service.engine.sources.hub import resolve_commit
 from service.errors import ConfigurationError
-from service.vocabulary import Preprocessing
+from service.vocabulary import Fit, Preprocessing
 
+FITS: Final[dict[str, Fit]] = {"center": "crop", "squash": "squash", "border": "pad"}  # of timm's crop modes
 # timm is only partly typed.
 _create_model: Any = timm.create_model
 _pretrained_config: Any = timm.get_pretrained_cfg
@@ -80,8 +81,18 @@ def pretrained_config(name: str) -> dict[str, Any] | None:
 
 
 def timm_preprocessing(data: Mapping[str, Any]) -> Preprocessing:
-    """The preprocessing that is equal to the evaluation transform of a data configuration of timm."""
+    """The preprocessing that is equal to the evaluation transform of a data configuration of timm.
+
+    timm's crop mode `squash` resizes each side to 1 / crop_pct of the input's and crops; `border` pads the whole image with
+    the mean colour.
+
+    Raises:
+        ValueError: another crop mode, or a border around an image that is then cropped; none of timm's own weights has these.
+    """
     _, height, width = data["input_size"]
+    mode, crop = data.get("crop_mode") or "center", data["crop_pct"]
+    if mode not in FITS or (mode == "border" and crop != 1):
+        raise ValueError(f"no fit prepares images as timm does with crop_mode {mode!r} and crop_pct {crop}")
     return Preprocessing(
         height=height,
         width=width,
@@ -89,6 +100,8 @@ def timm_preprocessing(data: Mapping[str, Any]) -> Preprocessing:
         interpolation=data["interpolation"],
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
+        fit=FITS[mode],
+        squash_crop=crop if mode == "squash" else 1.0,
     )
 
 

@@ -118,9 +118,12 @@ def test_a_models_folder_holds_cards_and_folders(tmp_path: Path) -> None:
     saved(tmp_path / "dogs")
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "labels.txt").write_text("cat\n", encoding="utf-8")
-    assert list(read_cards(tmp_path)) == ["mine", "dogs"]
-    saved(tmp_path / "MINE")
-    with pytest.raises(ConfigurationError, match="two models are named 'mine'"):
+    saved(tmp_path / "mine")  # which the card of that name describes
+    cards = read_cards(tmp_path)
+    assert list(cards) == ["mine", "dogs"]
+    assert cards["mine"].reference is None
+    saved(tmp_path / "DOGS")
+    with pytest.raises(ConfigurationError, match="two models are named 'dogs'"):
         read_cards(tmp_path)
 
 
