@@ -34,7 +34,7 @@ Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
-    """The service's settings; see the README's table."""
+    """The service's settings; see docs/settings.md."""
 
     model_config = SettingsConfigDict(env_prefix="CAMSERVE_", frozen=True, extra="forbid", env_ignore_empty=True)
 
@@ -122,6 +122,12 @@ class Settings(BaseSettings):
         if len(set(self.models)) != len(self.models):
             raise ValueError(f"models: each card once, got {', '.join(self.models)}")
         return self
+
+
+def tracing_requested() -> bool:
+    """Whether OpenTelemetry's own environment variables name an endpoint for traces, and do not turn the SDK off."""
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true" and any(os.environ.get(name) for name in endpoints)
 
 
 def _available_cores() -> int:
