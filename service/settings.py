@@ -19,6 +19,8 @@ _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED_MODELS = _PACKAGE / "models"
 # The cards that come with the service: an installation has them inside the package, a checkout beside it.
 DEFAULT_MODELS_DIR = _INSTALLED_MODELS if _INSTALLED_MODELS.is_dir() else _PACKAGE.parent / "models"
+# Where KServe, SageMaker and this project's compose file mount models.
+MOUNTED_MODELS_DIRS = (Path("/mnt/models"), Path("/opt/ml/model"), Path("/models"))
 
 
 def _split(value: object) -> object:
@@ -27,6 +29,17 @@ def _split(value: object) -> object:
     if isinstance(parts, (list, tuple)) and all(isinstance(part, str) for part in parts):
         return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
     return value
+
+
+def find_models_dir() -> Path:
+    """The folder of models where none is named: the first that a platform has mounted and filled, else the service's own."""
+    for folder in MOUNTED_MODELS_DIRS:
+        try:
+            if any(folder.iterdir()):
+                return folder
+        except OSError:
+            continue
+    return DEFAULT_MODELS_DIR
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -42,7 +55,9 @@ class Settings(BaseSettings):
         ("efficientnet_lite0",),
         description="Models to load at start: cards, or references such as timm/resnet50.a1_in1k; the first is the default.",
     )
-    models_dir: Path = Field(DEFAULT_MODELS_DIR, description="Folder of model cards (*.toml) and of folders with a model each.")
+    models_dir: Path = Field(
+        default_factory=find_models_dir, description="Folder of model cards (*.toml) and of folders with a model each."
+    )
     device: str = Field(
         "auto", description="auto (cuda when there is one), cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
     )
