@@ -17,6 +17,7 @@ from torch import Tensor
 
 from service.engine.batch import Batch, EngineRequest, explain_batch
 from service.engine.cards.card import Card
+from service.engine.disk_cache import NO_ENTRIES, DiskCache, Entries
 from service.engine.evaluation.faithfulness import evaluate
 from service.engine.graph.layout import LayoutOverride
 from service.engine.graph.runner import Checkpoint, ChunkedRunner, no_checkpoint
@@ -29,7 +30,9 @@ from service.engine.methods.method import NO_PARAMETERS, BatchedMethod, Method
 from service.engine.runtimes import TORCH_FP32, RuntimeOptions, choose
 from service.engine.runtimes.precision import photographs
 from service.engine.runtimes.torch import TorchTrunk, Trunk
+from service.engine.runtimes.verdict import read_trunk, verdict_entries, write_verdict
 from service.engine.sources import LoadedNetwork, load
+from service.engine.sources.identity import network_identity
 from service.engine.types import (
     EngineResult,
     Evaluation,
@@ -62,6 +65,7 @@ class Network:
         device: torch.device,
         override: LayoutOverride | None = None,
         options: RuntimeOptions = TORCH_FP32,
+        entries: Entries = NO_ENTRIES,
     ) -> None:
         """Exports and splits the network.
 
@@ -72,6 +76,7 @@ class Network:
             device: the device to run on.
             override: layout of `layers`, in place of the layout that the graph tells.
             options: engine and precision of the card's split.
+            entries: what is kept of the network on disk.
 
         Raises:
             ConfigurationError: the network cannot be exported, the card's layer does not exist or has no grid, or the options
@@ -89,7 +94,7 @@ class Network:
         self._std = torch.tensor(loaded.preprocessing.std, device=device).view(1, -1, 1, 1) * 255
         self._size = (loaded.preprocessing.height, loaded.preprocessing.width)
         overrides = dict.fromkeys(layers, override) if override is not None else {}
-        self._splits = SplitCache(name, self._module, self._channels, self._size, overrides)
+        self._splits = SplitCache(name, self._module, self._channels, self._size, overrides, entries)
         graph = self._splits.graph
         self.classes = int(graph.logits.meta["val"].shape[1])
         self.layers: dict[str, LayerInfo] = graph.layers()
@@ -102,7 +107,7 @@ class Network:
         except LayerNotFound as error:
             raise ConfigurationError(f"card {name}: explain.layer: {error.detail}") from error
         self._torch_split = split(graph, self.default_layers)
-        self._default_split = self._calibrate(options)
+        self._default_split = self._calibrate(options, entries)
         self.engine, self.precision = self._default_split.trunk.engine, self._default_split.trunk.precision
         network = SizedNetwork(self._splits, self._size)
         self._inapplicable = {name: why for name, method in METHODS.items() if (why := method.why_not(network)) is not None}
@@ -110,9 +115,17 @@ class Network:
 
     @classmethod
     def load(
-        cls, card: Card, device: torch.device, options: RuntimeOptions = TORCH_FP32, *, random_weights: bool = False
+        cls,
+        card: Card,
+        device: torch.device,
+        options: RuntimeOptions = TORCH_FP32,
+        *,
+        random_weights: bool = False,
+        cache: DiskCache | None = None,
     ) -> Network:
         """Builds a card's network, loads its weights, exports and splits it; the card's `[runtime]` overrides the options.
+
+        What an earlier start has exported and chosen is read from the cache.
 
         Raises:
             ConfigurationError: the card cannot be fulfilled; the message names the card, the field and the remedy.
@@ -120,7 +133,11 @@ class Network:
         explain, runtime = card.explain, card.runtime
         override = LayoutOverride(explain.layout, explain.prefix_tokens or 0) if explain.layout is not None else None
         options = replace(options, engine=runtime.engine or options.engine, precision=runtime.precision or options.precision)
-        return cls(card.name, load(card, random_weights=random_weights), explain.layer, device, override, options)
+        loaded = load(card, random_weights=random_weights)
+        entries = NO_ENTRIES
+        if cache is not None:
+            entries = Entries(cache, network_identity(card, loaded.module, loaded.digest, device))
+        return cls(card.name, loaded, explain.layer, device, override, options, entries)
 
     def check_layers(self, layers: Sequence[str]) -> None:
         """Checks that the network can be explained at each of these module paths.
@@ -243,10 +260,18 @@ class Network:
             )
         )
 
-    def _calibrate(self, options: RuntimeOptions) -> Split:
+    def _calibrate(self, options: RuntimeOptions, entries: Entries) -> Split:
         """The card's split, with the trunk of the engine and precision that serve it."""
         if options.exact:
             return self._torch_split
+        assert isinstance(self._torch_split.trunk, TorchTrunk)
+        normalization = (self.preprocessing.mean, self.preprocessing.std)
+        entries = verdict_entries(entries.extended(size=self._size), self.default_layers, normalization, options)
+        cached = read_trunk(entries, self._torch_split.trunk, options.threads, options.calls)
+        if cached is not None:
+            verdict, trunk = cached
+            verdict.report(self.name, cached=True)
+            return replace(self._torch_split, trunk=trunk)
         images = photographs(*self._size)
         requests = [EngineRequest(pixels=image, best=1, layers=self.default_layers) for image in images]
 
@@ -258,9 +283,11 @@ class Network:
                     raise result
             return [result for result in results if isinstance(result, EngineResult)]
 
-        assert isinstance(self._torch_split.trunk, TorchTrunk)
         normalized = self._normalize(np.stack(images))
-        return replace(self._torch_split, trunk=choose(self.name, self._torch_split.trunk, normalized, options, explain_with))
+        verdict, trunk = choose(self.name, self._torch_split.trunk, normalized, options, explain_with)
+        verdict.report(self.name)
+        write_verdict(entries, verdict, trunk)
+        return replace(self._torch_split, trunk=trunk)
 
     def _normalize(self, pixels: NDArray[np.uint8]) -> Tensor:
         """uint8 RGB ``[N, h, w, 3]`` -> float32 ``[N, C, h, w]`` with the card's mean and standard deviation, on the device.

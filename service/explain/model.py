@@ -12,6 +12,7 @@ from service.engine.batch import EngineRequest
 from service.engine.cards.card import Card
 from service.engine.cards.labels import LabelSet, read_labels
 from service.engine.device import Device
+from service.engine.disk_cache import DiskCache
 from service.engine.network import Network
 from service.engine.runtimes import RuntimeOptions
 from service.engine.types import EngineResult, LayerStatisticsResult
@@ -155,7 +156,8 @@ class Model:
         options = RuntimeOptions(
             engine=settings.engine, precision=settings.precision, threads=settings.engine_threads, calls=settings.replicas
         )
-        network = Network.load(card, device, options, random_weights=settings.random_weights)
+        cache = DiskCache(settings.cache_dir)
+        network = Network.load(card, device, options, random_weights=settings.random_weights, cache=cache)
         if network.classes == 1:
             raise ConfigurationError(
                 f"card {card.name}: labels.activation: the network has one logit, of which a softmax makes 1 whatever it sees; "

@@ -8,15 +8,15 @@ hardware computes in it, the results agree, and it is faster.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-import structlog
 from torch import Tensor
 
 from service.engine.runtimes import openvino
 from service.engine.runtimes.precision import disagreement, speedup
 from service.engine.runtimes.torch import TorchTrunk, Trunk, has_bf16
+from service.engine.runtimes.verdict import Verdict
 from service.engine.types import EngineResult
 from service.errors import ConfigurationError
 from service.vocabulary import EngineOption, PrecisionOption
@@ -24,8 +24,6 @@ from service.vocabulary import EngineOption, PrecisionOption
 MIN_SPEEDUP: Final = 1.1  # of bfloat16 over float32; a smaller one does not justify the rounding errors
 
 ExplainWith = Callable[[Trunk], Sequence[EngineResult]]
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +50,10 @@ class RuntimeOptions:
 TORCH_FP32: Final = RuntimeOptions(engine="torch", precision="fp32")  # runs every network
 
 
-def choose(name: str, trunk: TorchTrunk, images: Tensor, options: RuntimeOptions, explain: ExplainWith) -> Trunk:
-    """The trunk of the chosen engine and precision.
+def choose(
+    name: str, trunk: TorchTrunk, images: Tensor, options: RuntimeOptions, explain: ExplainWith
+) -> tuple[Verdict, Trunk]:
+    """The trunk of the chosen engine and precision, and why they were chosen.
 
     Args:
         name: the model's name, for messages.
@@ -78,11 +78,12 @@ def choose(name: str, trunk: TorchTrunk, images: Tensor, options: RuntimeOptions
                 raise ConfigurationError(
                     f"card {name}: engine openvino cannot run this network: {reason}; use auto or torch"
                 ) from error
-            log.warning("engine_fallback", model=name, wanted="openvino", engine="torch", reason=reason)
+            verdict, chosen = check.choose_precision(lambda: trunk, trunk.halved, supports_bf16=has_bf16(images.device))
+            return replace(verdict, openvino_refused=reason), chosen
     return check.choose_precision(lambda: trunk, trunk.halved, supports_bf16=has_bf16(images.device))
 
 
-def _choose_openvino(check: _CalibrationCheck, *, on_cpu: bool) -> Trunk:
+def _choose_openvino(check: _CalibrationCheck, *, on_cpu: bool) -> tuple[Verdict, Trunk]:
     """OpenVINO's trunk.
 
     Raises:
@@ -130,7 +131,7 @@ class _CalibrationCheck:
 
     def choose_precision(
         self, build_fp32: Callable[[], Trunk], build_bf16: Callable[[], Trunk], *, supports_bf16: bool
-    ) -> Trunk:
+    ) -> tuple[Verdict, Trunk]:
         """The trunk of one of an engine's two precisions; with "auto", bfloat16 only where its results agree and it is faster.
 
         Args:
@@ -146,10 +147,11 @@ class _CalibrationCheck:
                 raise ConfigurationError(
                     f"card {self.name}: precision bf16: this hardware does not compute in it; use auto or fp32"
                 )
-            return build_bf16()
+            return _without_comparison(build_bf16())
         exact = build_fp32()
         if self.options.precision == "fp32" or not supports_bf16:
-            return exact
+            return _without_comparison(exact)
+        gain = None
         try:
             candidate = build_bf16()
             reason = self.disagreement(candidate)
@@ -159,10 +161,12 @@ class _CalibrationCheck:
         except Exception as error:
             reason = _last_line(error)
         if reason is not None:
-            log.info("precision", model=self.name, engine=exact.engine, precision="fp32", bf16_refused=reason)
-            return exact
-        log.info("precision", model=self.name, engine=exact.engine, precision="bf16", gain=round(gain, 2))
-        return candidate
+            return Verdict(engine=exact.engine, precision="fp32", gain=gain, bf16_refused=reason), exact
+        return Verdict(engine=exact.engine, precision="bf16", gain=gain), candidate
+
+
+def _without_comparison(trunk: Trunk) -> tuple[Verdict, Trunk]:
+    return Verdict(engine=trunk.engine, precision=trunk.precision), trunk
 
 
 def _last_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ class OpenVINOTrunk:
     """A trunk that OpenVINO runs.
 
     Args:
-        model: the trunk, converted by `convert`.
+        model: the trunk, converted by `convert`, or as `exported` returns it, which takes a quarter of the time or less.
         precision: precision of its arithmetic; outputs of floating point are float32 in any case.
         threads: number of threads of one call.
         calls: the largest number of concurrent calls; further calls wait.
@@ -39,7 +39,10 @@ class OpenVINOTrunk:
             "NUM_STREAMS": calls,
         }
         with BUILD_LOCK:
-            self._compiled = _core().compile_model(model, "CPU", settings)
+            if isinstance(model, bytes):
+                self._compiled = _core().import_model(model, "CPU", settings)
+            else:
+                self._compiled = _core().compile_model(model, "CPU", settings)
         # An infer request holds the buffers of one call, so there are as many as there were concurrent calls at most.
         self._idle: list[Any] = []
 
@@ -55,6 +58,11 @@ class OpenVINOTrunk:
             return tuple(torch.from_numpy(outputs[index]) for index in range(len(outputs)))
         finally:
             self._idle.append(request)
+
+    def exported(self) -> bytes:
+        """The compiled trunk with its weights, for this version of OpenVINO and this CPU."""
+        blob = self._compiled.export_model()
+        return blob if isinstance(blob, bytes) else bytes(blob.getbuffer())
 
 
 def available() -> bool:
