@@ -7,8 +7,10 @@ nothing of queues, colours, scales or the size of rendered images.
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -43,6 +45,8 @@ from service.engine.types import (
     MethodParameters,
 )
 from service.errors import ConfigurationError, LayerNotFound, MethodNotApplicable
+
+WARM_S: Final = 1.0  # of the first batch of a size, for a second one to follow
 
 
 class Network:
@@ -225,10 +229,15 @@ class Network:
         return layer_statistics(self._normalize(np.stack([request.pixels])), split, request)
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
-        """Explains two blank batches of each size, so that kernels and buffers exist before the first request."""
+        """Explains blank batches of each size, so that kernels and buffers exist before the first request.
+
+        The second batch of a size is slower than later ones too; where the first takes longer than `WARM_S`, it is left out.
+        """
         blank = np.zeros((*self._size, 3), np.uint8)
         for size in batch_sizes:
-            for _ in range(2):
+            start = time.perf_counter()
+            self.run([EngineRequest(pixels=blank, best=1)] * size)
+            if time.perf_counter() - start < WARM_S:
                 self.run([EngineRequest(pixels=blank, best=1)] * size)
 
     def _takes_default_split(self, request: EngineRequest) -> bool:
@@ -273,9 +282,9 @@ class Network:
             verdict.report(self.name, cached=True)
             return replace(self._torch_split, trunk=trunk)
         images = photographs(*self._size)
-        requests = [EngineRequest(pixels=image, best=1, layers=self.default_layers) for image in images]
 
-        def explain_with(trunk: Trunk) -> list[EngineResult]:
+        def explain_with(trunk: Trunk, part: slice) -> list[EngineResult]:
+            requests = [EngineRequest(pixels=image, best=1, layers=self.default_layers) for image in images[part]]
             checkpoints = [no_checkpoint] * len(requests)
             results = self._explain(replace(self._torch_split, trunk=trunk), requests, checkpoints)
             for result in results:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from service.engine.device import BUILD_LOCK
+from service.engine.runtimes import lstm
 from service.engine.runtimes.lowering import lowered
 from service.vocabulary import Engine, Precision
 
@@ -114,6 +115,7 @@ def _convert_decoder(decoder: Any) -> Any:
     from openvino.frontend import FrontEndManager  # noqa: PLC0415  (optional)
 
     frontend = FrontEndManager().load_by_framework("pytorch")
+    frontend.add_extension(lstm.extension())
     return frontend.convert(frontend.load(decoder))
 
 
