@@ -275,8 +275,10 @@ class Network:
             return self._torch_split
         assert isinstance(self._torch_split.trunk, TorchTrunk)
         normalization = (self.preprocessing.mean, self.preprocessing.std)
-        entries = verdict_entries(entries.extended(size=self._size), self.default_layers, normalization, options)
-        cached = read_trunk(entries, self._torch_split.trunk, options.threads, options.calls)
+        torch_trunk = self._torch_split.trunk
+        entries = entries.extended(size=self._size)
+        entries = verdict_entries(entries, torch_trunk, self.default_layers, normalization, options)
+        cached = read_trunk(entries, torch_trunk, options.threads, options.calls)
         if cached is not None:
             verdict, trunk = cached
             verdict.report(self.name, cached=True)

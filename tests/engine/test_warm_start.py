@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from tests.model_cards import write_card
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 TORCH = RuntimeOptions(engine="torch", precision="fp32")
 AUTO = RuntimeOptions()
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -195,3 +198,32 @@ def test_without_a_cache_every_start_exports(card: Card, exports: list[tuple[int
     for cache in (None, DiskCache(None)):
         Network.load(card, CPU, TORCH, cache=cache)
     assert exports == [(3, 64, 64)] * 2
+
+
+def test_a_trunk_compiled_in_one_process_serves_in_another(tmp_path: Path) -> None:
+    """Of a residual network several values cross the split; sets of nodes have another order in each process."""
+    network = ("test_resnet", "test_vit"), ("crop = 64", "crop = 160"), ("layer3", "blocks.1.norm1")
+    write_card(tmp_path, "tiny", *network)
+    script = """
+import sys, torch, numpy as np
+from pathlib import Path
+from service.engine.batch import EngineRequest
+from service.engine.cards.card import Card
+from service.engine.disk_cache import DiskCache
+from service.engine.network import Network
+from service.engine.runtimes import RuntimeOptions
+folder = Path(sys.argv[1])
+hold = [object() for _ in range(int(sys.argv[2]))]
+options = RuntimeOptions(engine="auto", precision="fp32")
+network = Network.load(Card.read(folder / "tiny.toml"), torch.device("cpu"), options, cache=DiskCache(folder / "cache"))
+(result,) = network.run([EngineRequest(pixels=np.zeros((160, 160, 3), np.uint8), classes=(1,))])
+print(result.logits.tolist(), result.maps[0][0].tolist())
+"""
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path), number], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        for number in ("1", "100000", "12345")
+    ]
+    assert len({output.stdout.splitlines()[-1] for output in outputs}) == 1
+    assert len(list((tmp_path / "cache").glob("*.entry"))) == 3
