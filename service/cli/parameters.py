@@ -102,17 +102,21 @@ class ServeSettings(Settings, defer_build=True):
     """Settings of `camserve serve`: all."""
 
 
-@expose_fields({SETTINGS: ("models_dir", "device", "random_weights", "max_batch_size", "max_image_pixels", "threads")})
+@expose_fields(
+    {SETTINGS: ("models_dir", "device", "random_weights", "cache_dir", "max_batch_size", "max_image_pixels", "threads")}
+)
 class ExplainSettings(Settings, defer_build=True):
     """Settings of `camserve explain`."""
 
 
-@expose_fields({SETTINGS: ("models_dir", "device", "random_weights", "max_image_pixels", "threads")})
+@expose_fields({SETTINGS: ("models_dir", "device", "random_weights", "cache_dir", "max_image_pixels", "threads")})
 class EvaluateSettings(Settings, defer_build=True):
     """Settings of `camserve evaluate`."""
 
 
-@expose_fields({SETTINGS: ("models_dir", "device", "precision", "engine", "random_weights", "max_batch_size", "threads")})
+@expose_fields(
+    {SETTINGS: ("models_dir", "device", "precision", "engine", "random_weights", "cache_dir", "max_batch_size", "threads")}
+)
 class BenchSettings(Settings, defer_build=True):
     """Settings of `camserve bench`."""
 
