@@ -35,9 +35,11 @@ ENGINE_MAY_IMPORT: dict[str, set[str]] = {
     "methods": {"graph", "types"},
     "evaluation": {"graph", "types"},
     "layer_statistics": {"graph", "methods", "types"},
+    "layer_choice": {"types"},
     "batch": {"graph", "methods", "types"},
     "network": {
-        "batch", "cards", "device", "evaluation", "graph", "layer_statistics", "methods", "runtimes", "sources", "types",
+        "batch", "cards", "device", "evaluation", "graph", "layer_choice", "layer_statistics", "methods", "runtimes", "sources",
+        "types",
     },
 }  # fmt: skip
 ROOF = {"app", "cli", "__main__"}

@@ -7,7 +7,8 @@ nothing of queues, colours, scales or the size of rendered images.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -18,10 +19,12 @@ from torch import Tensor
 from service.engine.batch import Batch, EngineRequest, explain_batch
 from service.engine.cards.card import Card
 from service.engine.evaluation.faithfulness import evaluate
+from service.engine.graph.candidates import candidates
 from service.engine.graph.layout import LayoutOverride
 from service.engine.graph.runner import Checkpoint, ChunkedRunner, no_checkpoint
 from service.engine.graph.split import Split, split
 from service.engine.graph.split_cache import SizedNetwork, SplitCache
+from service.engine.layer_choice import check_card_layers, choose_layer
 from service.engine.layer_statistics import default_layers, layer_statistics
 from service.engine.methods import METHODS
 from service.engine.methods.augmentation import augmented
@@ -39,7 +42,7 @@ from service.engine.types import (
     LayerStatisticsResult,
     MethodParameters,
 )
-from service.errors import ConfigurationError, LayerNotFound, MethodNotApplicable
+from service.errors import ConfigurationError, InferenceNonFinite, LayerNotFound, MethodNotApplicable
 
 
 class Network:
@@ -50,6 +53,8 @@ class Network:
         device, digest: the device and the digest of the weights, which every response names.
         preprocessing: the way from an image to the network's input.
         layers: the layers at which the network can be explained, by module path, at the card's input size.
+        default_layers: the layers of requests that name none.
+        layer_choice: why these, and what else could be named.
         methods: names of the methods that fit the network.
         classes: number of logits.
     """
@@ -93,16 +98,22 @@ class Network:
         graph = self._splits.graph
         self.classes = int(graph.logits.meta["val"].shape[1])
         self.layers: dict[str, LayerInfo] = graph.layers()
-        default_layer = graph.default_layer()
-        self.default_layers = tuple(layers) or ((default_layer,) if default_layer else ())
-        if not self.default_layers:
+        alternatives = candidates(graph)
+        if not alternatives:
             raise ConfigurationError(f"card {name}: the network has no layer with a grid of more than one cell to explain")
         try:
-            self.check_layers(self.default_layers)
+            self.check_layers(layers)
         except LayerNotFound as error:
             raise ConfigurationError(f"card {name}: explain.layer: {error.detail}") from error
+        images = photographs(*self._size)
+        if not layers:
+            self.layer_choice = choose_layer(name, alternatives, lambda paths: self._explain_each(split(graph, paths), images))
+        self.default_layers = tuple(layers) or self.layer_choice.chosen
         self._torch_split = split(graph, self.default_layers)
-        self._default_split = self._calibrate(options)
+        self._default_split, results = self._calibrate(options, images)
+        if layers:
+            results = results or self._explain_each(self._torch_split, images)
+            self.layer_choice = check_card_layers(name, layers, alternatives, results)
         self.engine, self.precision = self._default_split.trunk.engine, self._default_split.trunk.precision
         network = SizedNetwork(self._splits, self._size)
         self._inapplicable = {name: why for name, method in METHODS.items() if (why := method.why_not(network)) is not None}
@@ -243,24 +254,53 @@ class Network:
             )
         )
 
-    def _calibrate(self, options: RuntimeOptions) -> Split:
-        """The card's split, with the trunk of the engine and precision that serve it."""
+    def _calibrate(self, options: RuntimeOptions, images: Sequence[NDArray[np.uint8]]) -> tuple[Split, Sequence[EngineResult]]:
+        """The card's split, with the trunk of the engine and precision that serve it.
+
+        Args:
+            options: the configured engine and precision.
+            images: photographs, uint8 ``[h, w, 3]`` RGB each.
+
+        Returns:
+            The split, and torch's explanations of the photographs in float32, () where the choice needed none.
+        """
         if options.exact:
-            return self._torch_split
-        images = photographs(*self._size)
-        requests = [EngineRequest(pixels=image, best=1, layers=self.default_layers) for image in images]
+            return self._torch_split, ()
+        trunk = self._torch_split.trunk
+        assert isinstance(trunk, TorchTrunk)
+        exact: Sequence[EngineResult] = ()
 
-        def explain_with(trunk: Trunk) -> list[EngineResult]:
-            checkpoints = [no_checkpoint] * len(requests)
-            results = self._explain(replace(self._torch_split, trunk=trunk), requests, checkpoints)
-            for result in results:
-                if isinstance(result, Exception):
-                    raise result
-            return [result for result in results if isinstance(result, EngineResult)]
+        def explain_with(candidate: Trunk) -> Sequence[EngineResult]:
+            nonlocal exact
+            results = self._explain_photographs(replace(self._torch_split, trunk=candidate), images)
+            exact = results if candidate is trunk else exact
+            return results
 
-        assert isinstance(self._torch_split.trunk, TorchTrunk)
         normalized = self._normalize(np.stack(images))
-        return replace(self._torch_split, trunk=choose(self.name, self._torch_split.trunk, normalized, options, explain_with))
+        chosen = choose(self.name, trunk, normalized, options, explain_with)
+        return replace(self._torch_split, trunk=chosen), exact
+
+    def _explain_each(self, split: Split, images: Sequence[NDArray[np.uint8]]) -> Iterator[EngineResult]:
+        """Explains the best class of one image after the other, at the layers of a split; an image only when it is asked for.
+
+        An image for which the network's output is not finite has no result.
+        """
+        for image in images:
+            with suppress(InferenceNonFinite):
+                yield from self._explain_photographs(split, [image])
+
+    def _explain_photographs(self, split: Split, images: Sequence[NDArray[np.uint8]]) -> list[EngineResult]:
+        """Explains the best class of each image, at the layers of a split.
+
+        Raises:
+            InferenceNonFinite: the network's output for an image is not finite.
+        """
+        requests = [EngineRequest(pixels=image, best=1, layers=split.layers) for image in images]
+        results = self._explain(split, requests, [no_checkpoint] * len(requests))
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return [result for result in results if isinstance(result, EngineResult)]
 
     def _normalize(self, pixels: NDArray[np.uint8]) -> Tensor:
         """uint8 RGB ``[N, h, w, 3]`` -> float32 ``[N, C, h, w]`` with the card's mean and standard deviation, on the device.

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from service.engine.device import BUILD_LOCK
 from service.engine.graph.dimensions import Dimensions, DimensionTracker, operation, shape
-from service.engine.graph.functionalize import functionalize
+from service.engine.graph.functionalize import functionalize, replace_copies
 from service.engine.graph.layout import Layout, LayoutOverride, layout_of
 from service.engine.types import LayerInfo
 from service.errors import ConfigurationError
@@ -75,6 +75,15 @@ class NetworkGraph:
         assert grid is not None
         return grid[0]
 
+    def named_grids(self) -> dict[fx.Node, str]:
+        """The grids at the ends of modules, pooled ones excepted, by node, each with the path of its module."""
+        names: dict[fx.Node, str] = {}
+        for path, node in self.layer_nodes().items():
+            # Where several modules end on the same node, the node goes by the shortest path: `features`, not `features.18.2`.
+            if self.grid_of(node) is not None and not operation(node).startswith("adaptive"):
+                names[node] = min(names.get(node, path), path, key=lambda candidate: candidate.count("."))
+        return names
+
     def default_layer(self) -> str | None:
         """The layer to explain at where neither card nor request names one; None for a network without a grid.
 
@@ -82,12 +91,7 @@ class NetworkGraph:
         (the first norm of the last block, or the sum before it where the norm comes after the attention): behind that attention
         the classifier reads the class token alone, and the gradient at every patch is zero.
         """
-        last = self.layer_nodes()
-        names: dict[fx.Node, str] = {}
-        for path, node in last.items():
-            # Where several modules end on the same node, the node goes by the shortest path: `features`, not `features.18.2`.
-            if self.grid_of(node) is not None and not operation(node).startswith("adaptive"):
-                names[node] = min(names.get(node, path), path, key=lambda candidate: candidate.count("."))
+        names = self.named_grids()
         if not names:
             return None
         attention = [node for node in self.module.graph.nodes if is_attention(node)]
@@ -127,6 +131,7 @@ def export(
             if not functionalize(exported.graph):
                 # With an empty table run_decompositions only functionalizes the graph, which takes seconds.
                 exported = program.run_decompositions({}).module(check_guards=False)
+                replace_copies(exported.graph)
             for node in exported.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
                 # The network was exported with one attention kernel. Another, such as the twice differentiable one or explicit
                 # matrix products, may return a result with strides of which no view exists.
