@@ -61,7 +61,7 @@ def choose_layer(name: str, candidates: Sequence[str], explain: ExplainAt) -> La
     reason = find_blank(1, explain((first,)))[0]
     if reason is None:
         return LayerChoice(chosen=(first,), reason="the deepest grid that carries evidence", alternatives=tuple(others))
-    reasons = [reason] * len(candidates)
+    reasons: list[str | None] = [reason] * len(candidates)
     if others and reason not in {CONSTANT, NOT_FINITE}:
         reasons[1:] = find_blank(len(others), explain(tuple(others)))
     chosen = next((index for index, reason in enumerate(reasons) if reason is None), None)

@@ -112,8 +112,8 @@ class Network:
         self._torch_split = split(graph, self.default_layers)
         self._default_split, results = self._calibrate(options, images)
         if layers:
-            results = results or self._explain_each(self._torch_split, images)
-            self.layer_choice = check_card_layers(name, layers, alternatives, results)
+            each = results or self._explain_each(self._torch_split, images)
+            self.layer_choice = check_card_layers(name, layers, alternatives, each)
         self.engine, self.precision = self._default_split.trunk.engine, self._default_split.trunk.precision
         network = SizedNetwork(self._splits, self._size)
         self._inapplicable = {name: why for name, method in METHODS.items() if (why := method.why_not(network)) is not None}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,10 +13,15 @@ from cyclopts import App, Parameter, validators
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tests.sweep.check import send_row
 from tests.sweep.families import FAMILIES, SOURCES, Family
 from tests.sweep.rows import Row, document, read_rows, summary, table
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# Processes are forks of one that has imported the libraries, which takes longer than to explain most networks.
+PROCESSES = multiprocessing.get_context("forkserver")
+PRELOADED = ["tests.sweep.check", "timm", "torch._dynamo", "torch.export", "torchvision", "transformers"]
 
 app = App(name="python -m tests.sweep", help_format="plaintext")
 
@@ -46,16 +51,23 @@ def select(names: tuple[str, ...], source: str | None, third: str) -> list[Famil
 
 def run(family: Family, timeout_s: float) -> Row:
     """The row of one network, from a process of its own: one that hangs or takes all memory hurts no other."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.sweep.check", family.key]
+    receiver, sender = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=send_row, args=(family.key, sender), daemon=True)
+    process.start()
+    sender.close()
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        return Row(key=family.key, failure=f"not done in {timeout_s:.0f} s")
-    lines = done.stdout.splitlines()
-    if done.returncode == 0 and lines:
-        return Row.from_json(lines[-1])
-    reason = next(reversed(done.stderr.strip().splitlines()), f"exit status {done.returncode}")
-    return Row(key=family.key, failure=reason[:300])
+        if receiver.poll(timeout_s):
+            row: Row = receiver.recv()
+            return row
+        failure = f"not done in {timeout_s:.0f} s"
+    except EOFError:
+        process.join()
+        failure = f"its process ended with exit status {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+    return Row(key=family.key, failure=failure)
 
 
 @app.default
@@ -70,8 +82,8 @@ def sweep(
 ) -> int:
     """Loads one network of every family, compares its Grad-CAM with plain hooks and writes docs/families.md.
 
-    Networks run one after the other, each in a process of its own. The whole takes most of an hour on two cores; rows of earlier
-    runs are kept, so it can be run in pieces.
+    Networks run one after the other, each in a process of its own. The whole takes an hour on two cores; rows of earlier runs
+    are kept, so it can be run in pieces.
 
     Parameters
     ----------
@@ -84,6 +96,7 @@ def sweep(
     except ValueError as error:
         out.print(str(error), style="red", highlight=False)
         return 2
+    PROCESSES.set_forkserver_preload(PRELOADED)
     rows = read_rows(results)
     if resume:
         families = [one for one in families if one.key not in rows]

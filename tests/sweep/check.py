@@ -1,15 +1,15 @@
-"""One network of the sweep: loaded as the service loads it, its own layer chosen, its Grad-CAM compared with plain hooks.
-
-`python -m tests.sweep.check KEY` checks one network and prints its row as JSON: a process of its own, which may be stopped.
-"""
+"""One network of the sweep: loaded as the service loads it, its own layer chosen, its Grad-CAM compared with plain hooks."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import sys
+import os
 import tempfile
 import time
+import warnings
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from service.engine.cards.card import Card
 from service.engine.network import Network
 from service.engine.runtimes.precision import photographs
 from service.engine.sources import LoadedNetwork, load
-from service.engine.types import EngineResult, LayerInfo
+from service.engine.types import LayerInfo
 from service.errors import ConfigurationError
 from tests.sweep.families import FAMILIES, Family
 from tests.sweep.rows import Row
@@ -102,7 +102,7 @@ def initialise(loaded: LoadedNetwork) -> None:
     for norm in norms:
         norm.momentum, norm.training = None, True  # the mean of all batches, of which there is one
         norm.reset_running_stats()
-    images = photographs(loaded.preprocessing.height, loaded.preprocessing.width)[::2]
+    images = photographs(loaded.preprocessing.height, loaded.preprocessing.width)[::4]
     with torch.no_grad(), contextlib.suppress(ValueError):  # one value per channel: the network pools before the norm
         loaded.module(torch.cat([normalise(image, loaded) for image in images]))
     for norm in norms:
@@ -118,8 +118,8 @@ def map_difference(loaded: LoadedNetwork, network: Network, info: LayerInfo) -> 
     size = (loaded.preprocessing.height, loaded.preprocessing.width)
     image = next(iter(photographs(*size)))
     (result,) = network.run([EngineRequest(pixels=image, best=1)])
-    if not isinstance(result, EngineResult):
-        raise ValueError(str(result))
+    if isinstance(result, Exception):
+        raise result
     expected = hooked_gradcam(loaded, image, info, result.classes[0])
     peak = float(np.abs(expected).max())
     if peak == 0:
@@ -136,7 +136,8 @@ def hooked_gradcam(loaded: LoadedNetwork, image: NDArray[np.uint8], info: LayerI
         if isinstance(output, Tensor):
             outputs.append(output)
             return output.clone()  # an operation behind the layer may write into its input
-        outputs.append(next(value for value in output if isinstance(value, Tensor) and value.dim() >= 3))
+        values = output.values() if isinstance(output, Mapping) else output
+        outputs.append(next(value for value in values if isinstance(value, Tensor) and value.dim() >= 3))
         return None
 
     handle = loaded.module.get_submodule(info.name).register_forward_hook(keep)
@@ -168,9 +169,14 @@ def normalise(image: NDArray[np.uint8], loaded: LoadedNetwork) -> Tensor:
     return scaled.permute(2, 0, 1)[None]
 
 
-if __name__ == "__main__":
+def send_row(key: str, connection: Connection) -> None:
+    """Checks one network in a process of its own and sends its row."""
+    warnings.simplefilter("ignore")  # libraries deprecate what they use themselves
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    torch.set_num_threads(2)
-    with contextlib.redirect_stdout(sys.stderr):  # libraries print too
-        checked = check(FAMILIES[sys.argv[1]])
-    sys.stdout.write(checked.to_json() + "\n")
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        row = check(FAMILIES[key])
+    connection.send(row)

@@ -1,4 +1,4 @@
-"""Rows of the sweep: what was found out about each network, as JSON, as a line of a terminal's table and of docs/families.md."""
+"""Rows of the sweep: what was found out about each network, as JSON, in a terminal's table and in docs/families.md."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ Outcome = Literal["explained", "refused", "failed"]
 TITLES: Final = {"timm": "timm", "torchvision": "torchvision", "transformers": "transformers"}
 INTRODUCTION: Final = """# Networks that camserve explains
 
-`make sweep` writes this file. It takes the smallest classification network of every module of timm, of every family of torchvision and
-of every photograph classifier of transformers, with seeded random weights; loads it as the service does; lets it choose the layer
-itself; and compares its Grad-CAM map of a photograph with the map by plain PyTorch hooks. Nothing is tuned for a network.
+`make sweep` writes this file. It takes the smallest classification network of every module of timm, of every family of
+torchvision and of every photograph classifier of transformers, with seeded random weights; loads it as the service does; lets
+it choose the layer itself; and compares its Grad-CAM map of a photograph with the map by plain PyTorch hooks. Nothing is tuned
+for a network.
 
-`difference` is the largest difference of the two maps over the largest magnitude of the second, at most 1e-4. `load` is building,
-exporting and choosing the layer, in torch on {machine}. `tried` counts the layers that were rejected before because they carry no evidence.
+`difference` is the largest difference of the two maps over the largest magnitude of the second, at most 1e-4. `load` is
+building, exporting and choosing the layer, in torch on {machine}, beside other work. `rejected` counts the layers that were
+tried before and carry no evidence.
 """
 
 
@@ -90,7 +92,7 @@ def cells(family: Family, row: Row) -> list[str]:
     if reason is not None:
         return [family.title, f"{row.outcome}: {reason}", "", "", "", ""]
     grid = f"{row.grid[0]} x {row.grid[1]}"
-    tried = f"{row.layer} ({row.rejected} tried)" if row.rejected else row.layer
+    tried = f"{row.layer} ({row.rejected} rejected)" if row.rejected else row.layer
     return [family.title, tried, grid, row.layout, f"{row.difference:.0e}", f"{row.seconds:.1f}"]
 
 

@@ -239,7 +239,7 @@ def _unknown_dimensions(dimensions: Dimensions) -> int:
 def _without_wrong_products(dimensions: Dimensions, sizes: tuple[Any, ...] | None) -> Dimensions:
     """The dimensions without the products whose size has changed: by a slice, a concatenation or padding."""
     return tuple(
-        None if isinstance(dimension, Product) and (sizes is None or _size_of(dimension) != sizes[index]) else dimension
+        None if isinstance(dimension, Product) and sizes is not None and _size_of(dimension) != sizes[index] else dimension
         for index, dimension in enumerate(dimensions)
     )
 
@@ -298,6 +298,8 @@ def _reduce(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions])
     argument = _argument(node, 1, "dim", None)
     if argument is None:
         return None
+    if isinstance(argument, fx.Node):  # the larger of two tensors
+        return dimensions
     dims = {dim % len(dimensions) for dim in ([argument] if isinstance(argument, int) else argument)}
     keepdim = _argument(node, 2, "keepdim", default=False)
     return tuple(None if dim in dims else dimension for dim, dimension in enumerate(dimensions) if keepdim or dim not in dims)
@@ -345,7 +347,7 @@ RULES: dict[str, Rule] = {
     "rms_norm": _linear_or_norm,
     "select": _select,
     "slice": _slice,
-    **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduce),
+    **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min"), _reduce),
     **dict.fromkeys(("split", "split_with_sizes", "chunk"), _chunk),
     "unbind": _select,
     "getitem": lambda _node, dimensions, _: dimensions,
