@@ -171,7 +171,7 @@ def _batched_maps(
         if split.pooled is not None:
             gradients = [split.pooled.gradients(activations[0], classes, versus)]
         else:
-            gradients = torch.autograd.grad(_score(logits, classes, versus), list(activations), materialize_grads=True)
+            gradients = torch.autograd.grad(_score(logits, classes, versus), list(activations))
     with torch.no_grad():
         activations_nchw = [layout.to_nchw(a.detach()) for layout, a in zip(split.layouts, activations, strict=True)]
         gradients_nchw = [layout.to_nchw(g) if g.numel() else g for layout, g in zip(split.layouts, gradients, strict=True)]

@@ -66,15 +66,16 @@ def choose_layer(name: str, candidates: Sequence[str], explain: ExplainAt) -> La
         reasons[1:] = find_blank(len(others), explain(tuple(others)))
     chosen = next((index for index, reason in enumerate(reasons) if reason is None), None)
     if chosen is None:
-        log.warning("default_layer", model=name, layer=first, evidence=False, reason=reason)
+        log.warning("default_layer", model=name, layer=first, evidence=False, reasons=[reason])
         return LayerChoice(
             chosen=(first,), reason="no layer carries evidence; this is the deepest", alternatives=tuple(others), warning=reason
         )
     rejected = tuple((layer, reason or "") for layer, reason in zip(candidates[:chosen], reasons, strict=False))
     alternatives = tuple(layer for layer, reason in zip(candidates, reasons, strict=True) if reason is None)[1:]
-    log.info("default_layer", model=name, layer=candidates[chosen], rejected=[layer for layer, _ in rejected], reason=reason)
+    layer = candidates[chosen]
+    log.info("default_layer", model=name, layer=layer, rejected=[path for path, _ in rejected], reasons=reasons[:chosen])
     return LayerChoice(
-        chosen=(candidates[chosen],),
+        chosen=(layer,),
         reason="the deepest grid that carries evidence",
         rejected=rejected,
         alternatives=alternatives,
@@ -96,7 +97,7 @@ def check_card_layers(
         layer: reason for layer, reason in zip(layers, find_blank(len(layers), results), strict=True) if reason is not None
     }
     for layer, reason in blank.items():
-        log.warning("default_layer", model=name, layer=layer, evidence=False, reason=reason, remedy="explain.layer of the card")
+        log.warning("default_layer", model=name, layer=layer, evidence=False, reasons=[reason])
     return LayerChoice(
         chosen=tuple(layers),
         reason="the card names it",

@@ -61,7 +61,7 @@ def layer_statistics(image: Tensor, split: Split, request: LayerStatisticsReques
         logits, *activations = split.head(*inputs)
     class_id = int(logits[0].argmax()) if request.class_id is None else request.class_id
     score = Target(class_id, request.versus).score(logits).sum()
-    gradients = torch.autograd.grad(score, activations, materialize_grads=True)
+    gradients = torch.autograd.grad(score, activations)
     descriptions = [
         _describe_layer(layer, _to_array(layout, a), _to_array(layout, g), request.channels)
         for layer, layout, a, g in zip(split.layers, split.layouts, activations, gradients, strict=True)

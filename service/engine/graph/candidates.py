@@ -7,7 +7,7 @@ and what the classifier reads no longer depends on the cells. Whether a layer ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Final
 
 from torch import fx
@@ -16,36 +16,38 @@ from service.engine.graph.dimensions import operation, shape
 from service.engine.graph.export import NetworkGraph
 
 PROJECTIONS: Final = {"linear", "conv2d", "batch_norm"}  # compute queries, keys, values, or a part of a block
+ATTENTIONS: Final = {"softmax", "_softmax", "scaled_dot_product_attention"}
 MAX_CANDIDATES: Final = 32
 
 
 def candidates(network: NetworkGraph) -> tuple[str, ...]:
     """Module paths to explain at, the best first; () for a network without a grid.
 
-    First is `NetworkGraph.default_layer`, then the inputs of the attentions from the last to the first, then the other grids
-    from the deepest on, those that are only a projection last. A layer on which no logit depends is left out.
+    First is `NetworkGraph.default_layer`, unless it is a projection inside the last attention, which has only a part of the
+    evidence, or lies before other attentions too, as where the tokens between are no grid. Then come the inputs of the
+    attentions from the last to the first, then the other grids from the deepest on, those that are only a projection last.
     """
     first = network.default_layer()
     if first is None:
         return ()
     grids = network.named_grids()
-    used = _inputs_of(network.logits)
-    deepest = [node for node in sorted(grids, reverse=True) if node in used]
+    deepest = sorted(grids, reverse=True)
     complete = [node for node in deepest if operation(node) not in PROJECTIONS]
-    paths = [first, *(grids[node] for node in (*_attention_inputs(network, complete), *complete, *deepest))]
-    return tuple(dict.fromkeys(paths))[:MAX_CANDIDATES]
-
-
-def _attention_inputs(network: NetworkGraph, grids: list[fx.Node]) -> Iterator[fx.Node]:
-    """For each attention, the last first, the nearest of `grids` through which queries, keys and values all pass."""
     dominators = _immediate_dominators(network)
-    for node in reversed(list(dominators)):
-        if operation(node) in {"softmax", "_softmax", "scaled_dot_product_attention"}:
-            source: fx.Node | None = node
-            while source is not None and source not in grids:
-                source = dominators.get(source)
-            if source is not None:
-                yield source
+    attentions = [node for node in reversed(dominators) if operation(node) in ATTENTIONS]
+    inputs: list[fx.Node] = []
+    for attention, before in zip_longest(attentions, attentions[1:], fillvalue=network.image):
+        source: fx.Node | None = attention
+        while source is not None and source not in complete:
+            source = dominators.get(source)
+        if source is not None and source > before:
+            inputs.append(source)
+    first_node = network.layer_nodes()[first]
+    is_inside = bool(inputs) and inputs[0] < first_node < attentions[0]
+    is_early = len(attentions) > 1 and first_node < attentions[1]
+    others = (*complete, *deepest) if is_early else (*inputs, *complete, *deepest)
+    paths = [grids[node] for node in others]
+    return tuple(dict.fromkeys(paths if is_inside or is_early else [first, *paths]))[:MAX_CANDIDATES]
 
 
 def _immediate_dominators(network: NetworkGraph) -> dict[fx.Node, fx.Node]:
@@ -67,15 +69,3 @@ def _immediate_dominators(network: NetworkGraph) -> dict[fx.Node, fx.Node]:
             common = (common - {latest}) | {dominators[latest]}
         (dominators[node],) = common
     return dominators
-
-
-def _inputs_of(node: fx.Node) -> set[fx.Node]:
-    """A node and every node from which it is computed."""
-    found = {node}
-    stack = [node]
-    while stack:
-        for parent in stack.pop().all_input_nodes:
-            if parent not in found:
-                found.add(parent)
-                stack.append(parent)
-    return found

@@ -42,10 +42,11 @@ class NetworkGraph:
     dimensions: Mapping[fx.Node, Dimensions]
 
     def layer_nodes(self) -> dict[str, fx.Node]:
-        """Module path -> the last node that the module computed, for every module that computed a node."""
+        """Module path -> the last node that the module computed, for every module that computed a node for the logits."""
         last: dict[str, fx.Node] = {}
+        used = _inputs_of(self.logits)
         for node in self.module.graph.nodes:
-            if node.op == "call_function":
+            if node.op == "call_function" and node in used:
                 for path, _kind in (node.meta.get("nn_module_stack") or {}).values():
                     last[path] = node
         last.pop("", None)
@@ -200,6 +201,18 @@ def depends_on(start: set[fx.Node]) -> set[fx.Node]:
                 dependents.add(user)
                 stack.append(user)
     return dependents
+
+
+def _inputs_of(node: fx.Node) -> set[fx.Node]:
+    """A node and every node from which it is computed."""
+    inputs = {node}
+    stack = [node]
+    while stack:
+        for parent in stack.pop().all_input_nodes:
+            if parent not in inputs:
+                inputs.add(parent)
+                stack.append(parent)
+    return inputs
 
 
 def is_attention(node: fx.Node) -> bool:
