@@ -83,10 +83,11 @@ def load_family(family: Family) -> LoadedNetwork:
 
 
 def initialise(loaded: LoadedNetwork) -> None:
-    """Gives seeded random values to parameters that are constant at first, and batch norms the statistics of photographs.
+    """Gives seeded random values to parameters that are constant at first, and batch norms the statistics of noise.
 
     A classifier of zeros has no gradient; with a layer scale of 1e-6 blocks do nothing; with the statistics that batch norms
-    start with, activations fade from layer to layer.
+    start with, activations fade from layer to layer. With those of a few photographs, channels that hardly vary would be
+    multiplied by thousands: Inception-v4 in float32 then differs from itself in float64 by 1.5e-3 of a map's peak.
     """
     generator = torch.Generator().manual_seed(0)
     for parameter in loaded.module.parameters():
@@ -102,7 +103,8 @@ def initialise(loaded: LoadedNetwork) -> None:
     for norm in norms:
         norm.momentum, norm.training = None, True  # the mean of all batches, of which there is one
         norm.reset_running_stats()
-    images = photographs(loaded.preprocessing.height, loaded.preprocessing.width)[::4]
+    size = (loaded.preprocessing.height, loaded.preprocessing.width)
+    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
     with torch.no_grad(), contextlib.suppress(ValueError):  # one value per channel: the network pools before the norm
         loaded.module(torch.cat([normalise(image, loaded) for image in images]))
     for norm in norms:

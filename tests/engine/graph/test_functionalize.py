@@ -119,7 +119,7 @@ def test_an_assignment_to_a_part_has_a_gradient() -> None:
     torch.manual_seed(0)
     module = Network(add_to_part).eval()
     exported = export("net", module, (3, 8, 8)).module
-    gradients = []
+    gradients: list[Tensor] = []
     for network in (exported, module):
         images = torch.arange(2 * 3 * 8 * 8.0).view(2, 3, 8, 8).requires_grad_()
         gradients += torch.autograd.grad(network(images)[:, 1].sum(), images)
