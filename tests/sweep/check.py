@@ -31,6 +31,8 @@ from tests.sweep.rows import Row
 
 MAX_DIFFERENCE: Final = 1e-4  # of a map from the map by plain hooks, relative to its largest magnitude
 TINY: Final = 1e-2  # a parameter whose values are all smaller was set so by hand
+NOISE_CELLS: Final = (1, 16)  # images of these give the statistics of batch norms
+MIN_VARIANCE: Final = 0.1  # of a channel, in a batch norm, as a part of the mean of all its channels
 CARD = """
 [architecture]
 source = "{source}"
@@ -104,11 +106,19 @@ def initialise(loaded: LoadedNetwork) -> None:
         norm.momentum, norm.training = None, True  # the mean of all batches, of which there is one
         norm.reset_running_stats()
     size = (loaded.preprocessing.height, loaded.preprocessing.width)
-    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    images = [noise(size, cell) for cell in NOISE_CELLS]
     with torch.no_grad(), contextlib.suppress(ValueError):  # one value per channel: the network pools before the norm
         loaded.module(torch.cat([normalise(image, loaded) for image in images]))
     for norm in norms:
         norm.training = False
+        norm.running_var.clamp_(min=MIN_VARIANCE * norm.running_var.mean())
+
+
+def noise(size: tuple[int, int], cell: int) -> NDArray[np.uint8]:
+    """Uniform noise in squares of `cell` pixels, uint8 ``[height, width, 3]``."""
+    height, width = size
+    colors = np.random.default_rng(cell).integers(0, 256, (-(-height // cell), -(-width // cell), 3), np.uint8)
+    return colors.repeat(cell, axis=0).repeat(cell, axis=1)[:height, :width]
 
 
 def map_difference(loaded: LoadedNetwork, network: Network, info: LayerInfo) -> float:
