@@ -75,7 +75,7 @@ def test_a_map_is_more_faithful_than_a_random_one(key: str, grid: tuple[int, int
     assert map_difference(loaded, network, info) < MAX_DIFFERENCE
 
     side = loaded.preprocessing.height
-    insertions = []
+    insertions: list[tuple[float, float]] = []
     number = FITTED_IMAGES
     while len(insertions) < MEASURED_IMAGES:
         number += 1

@@ -7,13 +7,13 @@ and what the classifier reads no longer depends on the cells. Whether a layer ca
 
 from __future__ import annotations
 
-from itertools import zip_longest
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from torch import fx
 
 from service.engine.graph.dimensions import operation, shape
-from service.engine.graph.export import NetworkGraph
+from service.engine.graph.export import NetworkGraph, inputs_of
 
 PROJECTIONS: Final = {"linear", "conv2d", "batch_norm"}  # compute queries, keys, values, or a part of a block
 ATTENTIONS: Final = {"softmax", "_softmax", "scaled_dot_product_attention"}
@@ -35,19 +35,31 @@ def candidates(network: NetworkGraph) -> tuple[str, ...]:
     complete = [node for node in deepest if operation(node) not in PROJECTIONS]
     dominators = _immediate_dominators(network)
     attentions = [node for node in reversed(dominators) if operation(node) in ATTENTIONS]
-    inputs: list[fx.Node] = []
-    for attention, before in zip_longest(attentions, attentions[1:], fillvalue=network.image):
-        source: fx.Node | None = attention
-        while source is not None and source not in complete:
-            source = dominators.get(source)
-        if source is not None and source > before:
-            inputs.append(source)
+    inputs = list(_attention_inputs(attentions, complete, dominators))
     first_node = network.layer_nodes()[first]
     is_inside = bool(inputs) and inputs[0] < first_node < attentions[0]
-    is_early = len(attentions) > 1 and first_node < attentions[1]
+    is_early = bool(attentions) and _is_before_another(first_node, attentions[0], attentions)
     others = (*complete, *deepest) if is_early else (*inputs, *complete, *deepest)
     paths = [grids[node] for node in others]
     return tuple(dict.fromkeys(paths if is_inside or is_early else [first, *paths]))[:MAX_CANDIDATES]
+
+
+def _attention_inputs(
+    attentions: Sequence[fx.Node], grids: Sequence[fx.Node], dominators: Mapping[fx.Node, fx.Node]
+) -> Iterator[fx.Node]:
+    """For each attention, the nearest of `grids` through which its queries, keys and values all pass, if it has one."""
+    for attention in attentions:
+        source: fx.Node | None = attention
+        while source is not None and source not in grids:
+            source = dominators.get(source)
+        if source is not None and not _is_before_another(source, attention, attentions):
+            yield source
+
+
+def _is_before_another(source: fx.Node, attention: fx.Node, attentions: Sequence[fx.Node]) -> bool:
+    """Whether another attention lies between a node and an attention that is computed from it."""
+    between = [other for other in attentions if source < other < attention]
+    return bool(between) and not inputs_of(attention).isdisjoint(between)
 
 
 def _immediate_dominators(network: NetworkGraph) -> dict[fx.Node, fx.Node]:

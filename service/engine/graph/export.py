@@ -44,7 +44,7 @@ class NetworkGraph:
     def layer_nodes(self) -> dict[str, fx.Node]:
         """Module path -> the last node that the module computed, for every module that computed a node for the logits."""
         last: dict[str, fx.Node] = {}
-        used = _inputs_of(self.logits)
+        used = inputs_of(self.logits)
         for node in self.module.graph.nodes:
             if node.op == "call_function" and node in used:
                 for path, _kind in (node.meta.get("nn_module_stack") or {}).values():
@@ -203,7 +203,7 @@ def depends_on(start: set[fx.Node]) -> set[fx.Node]:
     return dependents
 
 
-def _inputs_of(node: fx.Node) -> set[fx.Node]:
+def inputs_of(node: fx.Node) -> set[fx.Node]:
     """A node and every node from which it is computed."""
     inputs = {node}
     stack = [node]
