@@ -15,7 +15,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test test-slow lint bench openapi image clean
+.PHONY: help install serve test test-slow sweep lint bench openapi image clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: $(VENV)/.installed-test ## Run the test suite
 
 test-slow: ARGS += -m slow
 test-slow: test ## Run what takes longer: oracle matrices of every method and network, galleries of models
+
+sweep: $(VENV)/.installed-test ## Explain one network of every family (ARGS="--third 1/3", "coat_tiny cvt"), write docs/families.md
+	$(BIN)/python -m tests.sweep $(ARGS)
 
 lint: $(VENV)/.installed-test ## Check style and types
 	$(BIN)/ruff check .

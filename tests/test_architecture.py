@@ -37,10 +37,12 @@ ENGINE_MAY_IMPORT: dict[str, set[str]] = {
     "methods": {"graph", "types"},
     "evaluation": {"graph", "types"},
     "layer_statistics": {"graph", "methods", "types"},
+    "layer_choice": {"disk_cache", "types"},
+    "calibration": {"disk_cache", "graph", "layer_choice", "runtimes", "types"},
     "batch": {"graph", "methods", "types"},
     "network": {
-        "batch", "cards", "device", "disk_cache", "evaluation", "graph", "layer_statistics", "methods", "runtimes", "sources",
-        "types",
+        "batch", "calibration", "cards", "device", "disk_cache", "evaluation", "graph", "layer_choice", "layer_statistics",
+        "methods", "runtimes", "sources", "types",
     },
 }  # fmt: skip
 ROOF = {"app", "cli", "__main__"}

@@ -19,22 +19,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.batch import Batch, EngineRequest, explain_batch
+from service.engine.calibration import calibrate
 from service.engine.cards.card import Card
 from service.engine.disk_cache import NO_ENTRIES, DiskCache, Entries
 from service.engine.evaluation.faithfulness import evaluate
 from service.engine.evaluation.sanity import shuffled
 from service.engine.graph.layout import LayoutOverride
 from service.engine.graph.runner import Checkpoint, ChunkedRunner, no_checkpoint
-from service.engine.graph.split import Split, split
+from service.engine.graph.split import Split
 from service.engine.graph.split_cache import SizedNetwork, SplitCache
 from service.engine.layer_statistics import default_layers, layer_statistics
 from service.engine.methods import METHODS
 from service.engine.methods.augmentation import augmented
 from service.engine.methods.method import NO_PARAMETERS, BatchedMethod, Method
-from service.engine.runtimes import TORCH_FP32, RuntimeOptions, choose
-from service.engine.runtimes.choice import choice_entries, read_trunk, write_choice
+from service.engine.runtimes import TORCH_FP32, RuntimeOptions
 from service.engine.runtimes.precision import photographs
-from service.engine.runtimes.torch import TorchTrunk, Trunk
+from service.engine.runtimes.torch import TorchTrunk
 from service.engine.sources import LoadedNetwork, load
 from service.engine.sources.identity import network_identity
 from service.engine.types import (
@@ -61,6 +61,9 @@ class Network:
         preprocessing: the way from an image to the network's input.
         activation: the function from logits to probabilities.
         layers: the layers at which the network can be explained, by module path, at the card's input size.
+        default_layers: the layers of requests that name none.
+        layer_choice: why these, and what else could be named.
+        runtime_choice: why this engine and precision.
         methods: names of the methods that fit the network.
         inapplicable: the other methods -> why they do not fit.
         classes: number of logits.
@@ -111,16 +114,23 @@ class Network:
         graph = self._splits.graph
         self.classes = int(graph.logits.meta["val"].shape[1])
         self.layers: dict[str, LayerInfo] = graph.layers()
-        default_layer = graph.default_layer()
-        self.default_layers = tuple(layers) or ((default_layer,) if default_layer else ())
-        if not self.default_layers:
-            raise ConfigurationError(f"card {name}: the network has no layer with a grid of more than one cell to explain")
         try:
-            self.check_layers(self.default_layers)
+            self.check_layers(layers)
         except LayerNotFound as error:
             raise ConfigurationError(f"card {name}: explain.layer: {error.detail}") from error
-        self._torch_split = split(graph, self.default_layers)
-        self._default_split = self._calibrate(options, entries)
+        calibration = calibrate(
+            name=name,
+            graph=graph,
+            layers=layers,
+            options=options,
+            images=(images := photographs(*self._size)),
+            normalized=self._normalize(np.stack(images)),
+            explain=self._explain_photographs,
+            entries=entries.extended(size=self._size, normalization=[self.preprocessing.mean, self.preprocessing.std]),
+        )
+        self.layer_choice, self.runtime_choice = calibration.layer_choice, calibration.runtime_choice
+        self.default_layers = self.layer_choice.chosen
+        self._torch_split, self._default_split = calibration.torch_split, calibration.split
         self.engine, self.precision = self._default_split.trunk.engine, self._default_split.trunk.precision
         network = SizedNetwork(self._splits, self._size)
         self.inapplicable = {name: why for name, method in METHODS.items() if (why := method.why_not(network)) is not None}
@@ -297,36 +307,18 @@ class Network:
             )
         )
 
-    def _calibrate(self, options: RuntimeOptions, entries: Entries) -> Split:
-        """The card's split, with the trunk of the engine and precision that serve it."""
-        if options.exact:
-            return self._torch_split
-        assert isinstance(self._torch_split.trunk, TorchTrunk)
-        normalization = (self.preprocessing.mean, self.preprocessing.std)
-        torch_trunk = self._torch_split.trunk
-        entries = entries.extended(size=self._size)
-        entries = choice_entries(entries, torch_trunk, self.default_layers, normalization, options)
-        cached = read_trunk(entries, torch_trunk, options.threads, options.calls)
-        if cached is not None:
-            choice, trunk = cached
-            choice.report(self.name, cached=True)
-            return replace(self._torch_split, trunk=trunk)
-        images = photographs(*self._size)
+    def _explain_photographs(self, split: Split, images: Sequence[NDArray[np.uint8]]) -> list[EngineResult]:
+        """Explains the best class of each image, at the layers of a split.
 
-        def explain_with(trunk: Trunk, part: slice) -> list[EngineResult]:
-            requests = [EngineRequest(pixels=image, best=1, layers=self.default_layers) for image in images[part]]
-            checkpoints = [no_checkpoint] * len(requests)
-            results = self._explain(replace(self._torch_split, trunk=trunk), requests, checkpoints)
-            for result in results:
-                if isinstance(result, Exception):
-                    raise result
-            return [result for result in results if isinstance(result, EngineResult)]
-
-        normalized = self._normalize(np.stack(images))
-        choice, trunk = choose(self.name, self._torch_split.trunk, normalized, options, explain_with)
-        choice.report(self.name)
-        write_choice(entries, choice, trunk)
-        return replace(self._torch_split, trunk=trunk)
+        Raises:
+            InferenceNonFinite: the network's output for an image is not finite.
+        """
+        requests = [EngineRequest(pixels=image, best=1, layers=split.layers) for image in images]
+        results = self._explain(split, requests, [no_checkpoint] * len(requests))
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return [result for result in results if isinstance(result, EngineResult)]
 
     def _normalize(self, pixels: NDArray[np.uint8]) -> Tensor:
         """uint8 RGB ``[N, h, w, 3]`` -> float32 ``[N, C, h, w]`` with the card's mean and standard deviation, on the device.

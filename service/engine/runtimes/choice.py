@@ -57,23 +57,19 @@ class RuntimeChoice:
             log.info("precision", model=model, engine=self.engine, precision=self.precision, **gain, **extra)
 
 
-def choice_entries(
-    entries: Entries, trunk: TorchTrunk, layers: Sequence[str], normalization: Sequence[Sequence[float]], options: object
-) -> Entries:
+def choice_entries(entries: Entries, trunk: TorchTrunk, layers: Sequence[str], options: object) -> Entries:
     """The entries of one choice of a runtime.
 
     Args:
         entries: those of the network.
         trunk: the trunk of the split, in torch in float32.
         layers: the layers of the split.
-        normalization: mean and standard deviation of the images.
         options: the configured engine and precision, and their resources, a dataclass.
     """
     assert dataclasses.is_dataclass(options)
     return entries.extended(
         layers=list(layers),
         outputs=[node.name for node in trunk.module.graph.output_node().all_input_nodes],
-        normalization=[list(values) for values in normalization],
         options=dataclasses.asdict(cast("Any", options)),
         processor=_processor(),
     )
