@@ -98,7 +98,15 @@ def test_every_form_of_body_and_of_path_is_understood(schema: dict[str, Any], to
 @pytest.mark.slow
 def test_newman_is_green(server: Running, collection: dict[str, Any], tools: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    command = [tools / "newman", "run", COLLECTION, "--env-var", f"baseUrl={server.url}", "--reporters", "json"]
+    command: list[str | Path] = [
+        tools / "newman",
+        "run",
+        COLLECTION,
+        "--env-var",
+        f"baseUrl={server.url}",
+        "--reporters",
+        "json",
+    ]
     newman = subprocess.run(
         [*command, "--reporter-json-export", report], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
