@@ -45,6 +45,7 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
     """
     settings = settings or Settings()
     metrics = Metrics()
+    metrics.queue_limit.set(settings.max_queue_size)
     configure_logging(settings)
     registry = Registry(settings, metrics)
     codecs = ThreadPoolExecutor(settings.codec_threads, thread_name_prefix="codec")  # its threads start with their first task
