@@ -1,7 +1,7 @@
 """Writes the Postman collection from the app's OpenAPI schema: `python -m tests.postman_collection`, or `make postman`.
 
-openapi-to-postmanv2 (npm) converts. What it cannot know is set here: an image in each body, options off, no invented values, and
-what an answer must be. The same schema gives the same text; a test holds the two together.
+openapi-to-postmanv2 (npm) converts. What it cannot know is set here: an image in each body, options off and without invented
+values, what an answer must be. The same schema gives the same text; a test holds the two together.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def dashboard_references() -> list[References]:
 def test_an_expression_asks_for_what_is_exported(expression: str, exported: dict[str, set[str]]) -> None:
     asked = references(expression)
     assert asked.labels
-    known = exported | dict.fromkeys(OF_PROMETHEUS, set()) | dict.fromkeys(RECORDED, set())
+    known = exported | {name: set[str]() for name in OF_PROMETHEUS | RECORDED}
     for metric, labels in asked.labels.items():
         assert metric in known, metric
         assert labels <= known[metric] | TARGET_LABELS, metric
