@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -56,7 +57,10 @@ GPU: dict[str, Any] = {
     "podDisruptionBudget": {"enabled": False},
     "topologySpread": {"enabled": False},
 }
-VALUES = pytest.mark.parametrize("values", [{}, EVERYTHING, GPU], ids=["defaults", "everything", "gpu"])
+[OF_DOCS] = re.findall(r"^# production.yaml\n(.*?)^```$", (ROOT / "docs/deploy.md").read_text(), re.MULTILINE | re.DOTALL)
+VALUES = pytest.mark.parametrize(
+    "values", [{}, EVERYTHING, GPU, yaml.safe_load(OF_DOCS)], ids=["defaults", "everything", "gpu", "docs"]
+)
 
 
 def required(*names: str, **properties: Any) -> dict[str, Any]:
@@ -195,13 +199,12 @@ def test_the_environment_is_settings_and_the_pod_waits_for_every_answer(
         assert given == (tuple(value.split(",")) if isinstance(given, tuple) else value)
     assert not settings.api_keys
     secrets = {entry["name"]: entry["valueFrom"]["secretKeyRef"] for entry in container["env"] if "valueFrom" in entry}
-    if values is EVERYTHING:
-        assert secrets == {
-            "CAMSERVE_API_KEYS": {"name": "camserve-keys", "key": "api_keys"},
-            "CAMSERVE_ADMIN_KEYS": {"name": "camserve-keys", "key": "admin_keys"},
-        }
-    else:
-        assert not secrets
+    named = {"CAMSERVE_API_KEYS": "apiKeys", "CAMSERVE_ADMIN_KEYS": "adminKeys"}
+    assert secrets == {
+        variable: {"name": values[name]["existingSecret"], "key": variable.removeprefix("CAMSERVE_").lower()}
+        for variable, name in named.items()
+        if name in values
+    }
 
 
 def test_probes_ask_what_the_service_answers(helm: str, tmp_path: Path) -> None:

@@ -23,6 +23,12 @@ PAPERS = (
     "Makefile",
     "README.md",
     "deploy/prometheus.yml",
+    "deploy/azure-ml.yml",
+    "deploy/kserve/inferenceservice.yaml",
+    "deploy/kserve/servingruntime.yaml",
+    "deploy/helm/camserve/values.yaml",
+    "docs/deploy.md",
+    "docs/coming-from.md",
 )
 
 
