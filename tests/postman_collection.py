@@ -20,7 +20,7 @@ Json = dict[str, Any]
 ROOT: Final = Path(__file__).resolve().parent.parent
 COLLECTION: Final = ROOT / "deploy" / "camserve.postman_collection.json"
 TOOLS: Final = ROOT / "build" / "postman"
-PACKAGES: Final = ("openapi-to-postmanv2@6.3.3", "newman@6.2.2")
+PACKAGES: Final = {"openapi-to-postmanv2": "6.3.3", "newman": "6.2.2"}
 CONVERTER_OPTIONS: Final = "folderStrategy=Tags,parametersResolution=Example,preferredRequestBodyType=first-listed"
 
 PHOTOGRAPHS: Final = ROOT / "service" / "engine" / "runtimes" / "calibration"
@@ -43,10 +43,18 @@ def install() -> None:
         subprocess.CalledProcessError: npm could not; its `stderr` says why.
         FileNotFoundError: there is no npm.
     """
-    if (TOOLS / "node_modules/.bin/newman").exists() and (TOOLS / "node_modules/.bin/openapi2postmanv2").exists():
+    if all(_installed_version(name) == version for name, version in PACKAGES.items()):
         return
-    quiet = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
-    subprocess.run(["npm", "install", "--prefix", TOOLS, *quiet, *PACKAGES], check=True, capture_output=True, text=True)
+    quiet = (
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--loglevel=error",
+        "--fetch-retries=1",
+        "--fetch-retry-mintimeout=1000",
+    )
+    packages = [f"{name}@{version}" for name, version in PACKAGES.items()]
+    subprocess.run(["npm", "install", "--prefix", TOOLS, *quiet, *packages], check=True, capture_output=True, text=True)
 
 
 def render(schema: Mapping[str, Any]) -> Json:
@@ -112,6 +120,11 @@ def requests(collection: Mapping[str, Any]) -> Iterator[Json]:
     for folder in collection["item"]:
         for item in folder["item"]:
             yield item["request"]
+
+
+def _installed_version(package: str) -> str | None:
+    described = TOOLS / "node_modules" / package / "package.json"
+    return json.loads(described.read_text())["version"] if described.exists() else None
 
 
 def _convert(schema: Json) -> Json:

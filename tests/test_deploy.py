@@ -99,7 +99,9 @@ def helm() -> str:
 def run(helm: str, command: str, folder: Path, values: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     file = folder / "values.yaml"
     file.write_text(yaml.safe_dump(values))
-    arguments = ["lint", "--strict", CHART] if command == "lint" else ["template", "demo", CHART, "--namespace", "vision"]
+    arguments: list[str | Path] = (
+        ["lint", "--strict", CHART] if command == "lint" else ["template", "demo", CHART, "--namespace", "vision"]
+    )
     # Helm's folders of caches and settings are nobody's business here.
     environment = {name: str(folder / name) for name in ("HOME", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME")}
     command_line = [helm, *arguments, "--values", file]
