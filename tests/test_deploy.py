@@ -17,11 +17,11 @@ import pytest
 import yaml
 
 from service.settings import Settings
+from tests.kubernetes_documents import check
 
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "deploy" / "helm" / "camserve"
 KSERVE = ROOT / "deploy" / "kserve"
-OLDEST, NEWEST = "1.27", kubernetes_validate.latest_version()
 
 EVERYTHING: dict[str, Any] = {
     "image": {"repository": "registry.example/camserve", "tag": "1", "pullSecrets": ["registry"]},
@@ -63,31 +63,6 @@ VALUES = pytest.mark.parametrize(
 )
 
 
-def required(*names: str, **properties: Any) -> dict[str, Any]:
-    """A JSON schema of an object."""
-    return {"type": "object", "required": [*names, *properties], "properties": properties}
-
-
-TEXT = {"type": "string", "minLength": 1}
-RULE = required(expr=TEXT) | {"oneOf": [{"required": ["alert"]}, {"required": ["record"]}]}
-PREDICTOR = {"type": "object", "oneOf": [{"required": ["containers"]}, required(model=required("modelFormat", "storageUri"))]}
-# What the operators' own definitions require, of what is used here.
-CUSTOM_RESOURCES = {
-    ("serving.kserve.io/v1beta1", "InferenceService"): required(predictor=PREDICTOR),
-    ("serving.kserve.io/v1alpha1", "ServingRuntime"): required(
-        containers={"type": "array", "minItems": 1, "items": required(name={"const": "kserve-container"}, image=TEXT)},
-        supportedModelFormats={"type": "array", "items": required(name=TEXT)},
-        protocolVersions={"type": "array", "items": {"enum": ["v1", "v2", "grpc-v2"]}},
-    ),
-    ("monitoring.coreos.com/v1", "ServiceMonitor"): required(
-        selector=required("matchLabels"), endpoints={"type": "array", "minItems": 1, "items": required(port=TEXT, path=TEXT)}
-    ),
-    ("monitoring.coreos.com/v1", "PrometheusRule"): required(
-        groups={"type": "array", "minItems": 1, "items": required(name=TEXT, rules={"type": "array", "items": RULE})}
-    ),
-}
-
-
 @pytest.fixture(scope="module")
 def helm() -> str:
     found = shutil.which("helm", path=sysconfig.get_path("scripts")) or shutil.which("helm")
@@ -116,26 +91,6 @@ def render(helm: str, folder: Path, values: dict[str, Any]) -> dict[str, dict[st
     by_kind = {document["kind"]: document for document in documents}
     assert len(by_kind) == len(documents)
     return by_kind
-
-
-def check(document: dict[str, Any]) -> None:
-    """Raises what is wrong with a document."""
-    schema = CUSTOM_RESOURCES.get((document["apiVersion"], document["kind"]))
-    if schema is None:
-        for version in (OLDEST, NEWEST):
-            kubernetes_validate.validate(document, version, strict=True)
-        return
-    jsonschema.validate(document, required("apiVersion", "kind", metadata=required(name=TEXT), spec=schema))
-    spec = document["spec"].get("predictor", document["spec"])
-    if "containers" in spec:
-        named = ("containers", "volumes", "securityContext", "enableServiceLinks", "terminationGracePeriodSeconds")
-        pod = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": "a"},
-            "spec": {key: spec[key] for key in named if key in spec},
-        }
-        kubernetes_validate.validate(pod, NEWEST, strict=True)
 
 
 def container_of(documents: dict[str, dict[str, Any]]) -> dict[str, Any]:
