@@ -19,6 +19,8 @@ _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED_MODELS = _PACKAGE / "models"
 # The cards that come with the service: an installation has them inside the package, a checkout beside it.
 DEFAULT_MODELS_DIR = _INSTALLED_MODELS if _INSTALLED_MODELS.is_dir() else _PACKAGE.parent / "models"
+# Where KServe, SageMaker and this project's compose file mount models.
+MOUNTED_MODELS_DIRS = (Path("/mnt/models"), Path("/opt/ml/model"), Path("/models"))
 
 
 def _split(value: object) -> object:
@@ -29,12 +31,38 @@ def _split(value: object) -> object:
     return value
 
 
+def find_models_dir() -> Path:
+    """The folder of models where none is named: the first that a platform has mounted and filled, else the service's own."""
+    for folder in MOUNTED_MODELS_DIRS:
+        try:
+            if any(folder.iterdir()):
+                return folder
+        except OSError:
+            continue
+    return DEFAULT_MODELS_DIR
+
+
+def _default_cache_dir() -> Path | None:
+    """The user's cache folder (XDG base directories); None for a user without a home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # the specification has others ignored
+        return Path(base) / "camserve"
+    try:
+        return Path.home() / ".cache" / "camserve"
+    except RuntimeError:
+        return None
+
+
+def _folder_or_none(value: object) -> object:
+    return None if isinstance(value, str) and value.strip().lower() in {"", "none", "off"} else value
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
-    """The service's settings; see the README's table."""
+    """The service's settings; see docs/settings.md."""
 
     model_config = SettingsConfigDict(env_prefix="CAMSERVE_", frozen=True, extra="forbid", env_ignore_empty=True)
 
@@ -42,7 +70,9 @@ class Settings(BaseSettings):
         ("efficientnet_lite0",),
         description="Models to load at start: cards, or references such as timm/resnet50.a1_in1k; the first is the default.",
     )
-    models_dir: Path = Field(DEFAULT_MODELS_DIR, description="Folder of model cards (*.toml) and of folders with a model each.")
+    models_dir: Path = Field(
+        default_factory=find_models_dir, description="Folder of model cards (*.toml) and of folders with a model each."
+    )
     device: str = Field(
         "auto", description="auto (cuda when there is one), cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
     )
@@ -54,6 +84,12 @@ class Settings(BaseSettings):
     )
     random_weights: bool = Field(
         default=False, description="Seeded random weights for every card whose weights live in a hub: benchmarks and tests."
+    )
+
+    cache_dir: Annotated[Path | None, BeforeValidator(_folder_or_none)] = Field(
+        default_factory=_default_cache_dir,
+        description="Folder of exported and compiled networks, from which the next start is faster (default: camserve in the "
+        "user's cache folder); it may be deleted at any time. none turns it off.",
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -122,6 +158,12 @@ class Settings(BaseSettings):
         if len(set(self.models)) != len(self.models):
             raise ValueError(f"models: each card once, got {', '.join(self.models)}")
         return self
+
+
+def tracing_requested() -> bool:
+    """Whether OpenTelemetry's own environment variables name an endpoint for traces, and do not turn the SDK off."""
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true" and any(os.environ.get(name) for name in endpoints)
 
 
 def _available_cores() -> int:

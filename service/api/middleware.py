@@ -20,6 +20,7 @@ from service.api.auth import ApiKeySet, refusal
 from service.api.dependencies import Lifecycle, Phase, RequestLog, request_log_of
 from service.api.problems import internal_error, problem_response
 from service.telemetry import Metrics
+from service.tracing import Tracer
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 TRACE_PARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -52,10 +53,11 @@ class HeadMiddleware:
 class RequestLogMiddleware:
     """Gives each request an id and a log, writes its log line and metrics at its end, and answers what nobody caught."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, tracer: Tracer) -> None:
         self.app = app
         self.metrics = metrics
         self.lifecycle = lifecycle
+        self.tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Surrounds one request."""
@@ -67,8 +69,8 @@ class RequestLogMiddleware:
         request_log = RequestLog(id=given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         scope.setdefault("state", {})["request_log"] = request_log
         bound = {"request_id": request_log.id}
-        if trace := TRACE_PARENT.fullmatch(headers.get("traceparent", "")):
-            bound["trace_id"] = trace[1]
+        if trace_id := self._trace_id(headers):
+            bound["trace_id"] = trace_id
         started = False
 
         async def observed_send(message: Message) -> None:
@@ -97,9 +99,14 @@ class RequestLogMiddleware:
                     raise  # too late for an answer: the server must cut the connection
                 await problem_response(internal_error(), request_log.id)(scope, receive, observed_send)
             finally:
-                self._conclude(scope, request_log)
+                self._conclude(scope, request_log, trace_id)
 
-    def _conclude(self, scope: Scope, request_log: RequestLog) -> None:
+    def _trace_id(self, headers: Headers) -> str | None:
+        """The trace that the request is part of, here or at whoever sent it."""
+        sent = TRACE_PARENT.fullmatch(headers.get("traceparent", ""))
+        return self.tracer.trace_id() or (sent[1] if sent else None)
+
+    def _conclude(self, scope: Scope, request_log: RequestLog, trace_id: str | None) -> None:
         route = getattr(scope.get("route"), "path", "other")
         client = scope.get("client")
         write = log.debug if route in QUIET_ROUTES else log.info
@@ -111,7 +118,8 @@ class RequestLogMiddleware:
             **request_log.describe(),
         )
         self.metrics.requests.labels(route=route, model=request_log.model, status=str(request_log.status)).inc()
-        self.metrics.request_seconds.labels(route=route).observe(request_log.seconds)
+        exemplar = {"trace_id": trace_id} if trace_id else None
+        self.metrics.request_seconds.labels(route=route).observe(request_log.seconds, exemplar)
         if request_log.code is not None:
             self.metrics.rejections.labels(code=request_log.code).inc()
 

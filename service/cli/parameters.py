@@ -54,7 +54,9 @@ def expose_fields(groups: Mapping[Group, Iterable[str]]) -> Callable[[type[Model
             annotation, metadata = parts["annotation"], parts["metadata"]
             parameter = Parameter(parse=False)
             if name in group_of:
-                parameter = Parameter(group=group_of[name], show_default=_default_in_help(field.get_default()))
+                parameter = Parameter(
+                    group=group_of[name], show_default=_default_in_help(field.get_default(call_default_factory=True))
+                )
             definitions[name] = Annotated[(annotation, *metadata, parameter, Field(**parts["attributes"]))]
         return create_model(model.__name__, __base__=model, __doc__=model.__doc__, __module__=model.__module__, **definitions)
 
@@ -100,17 +102,21 @@ class ServeSettings(Settings, defer_build=True):
     """Settings of `camserve serve`: all."""
 
 
-@expose_fields({SETTINGS: ("models_dir", "device", "random_weights", "max_batch_size", "max_image_pixels", "threads")})
+@expose_fields(
+    {SETTINGS: ("models_dir", "device", "random_weights", "cache_dir", "max_batch_size", "max_image_pixels", "threads")}
+)
 class ExplainSettings(Settings, defer_build=True):
     """Settings of `camserve explain`."""
 
 
-@expose_fields({SETTINGS: ("models_dir", "device", "random_weights", "max_image_pixels", "threads")})
+@expose_fields({SETTINGS: ("models_dir", "device", "random_weights", "cache_dir", "max_image_pixels", "threads")})
 class EvaluateSettings(Settings, defer_build=True):
     """Settings of `camserve evaluate`."""
 
 
-@expose_fields({SETTINGS: ("models_dir", "device", "precision", "engine", "random_weights", "max_batch_size", "threads")})
+@expose_fields(
+    {SETTINGS: ("models_dir", "device", "precision", "engine", "random_weights", "cache_dir", "max_batch_size", "threads")}
+)
 class BenchSettings(Settings, defer_build=True):
     """Settings of `camserve bench`."""
 

@@ -7,9 +7,11 @@ nothing of queues, colours, scales or the size of rendered images.
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from service.engine.batch import Batch, EngineRequest, explain_batch
 from service.engine.cards.card import Card
+from service.engine.disk_cache import NO_ENTRIES, DiskCache, Entries
 from service.engine.evaluation.faithfulness import evaluate
 from service.engine.evaluation.sanity import shuffled
 from service.engine.graph.layout import LayoutOverride
@@ -29,9 +32,11 @@ from service.engine.methods import METHODS
 from service.engine.methods.augmentation import augmented
 from service.engine.methods.method import NO_PARAMETERS, BatchedMethod, Method
 from service.engine.runtimes import TORCH_FP32, RuntimeOptions, choose
+from service.engine.runtimes.choice import choice_entries, read_trunk, write_choice
 from service.engine.runtimes.precision import photographs
 from service.engine.runtimes.torch import TorchTrunk, Trunk
 from service.engine.sources import LoadedNetwork, load
+from service.engine.sources.identity import network_identity
 from service.engine.types import (
     EngineResult,
     Evaluation,
@@ -42,6 +47,8 @@ from service.engine.types import (
     MethodParameters,
 )
 from service.errors import ConfigurationError, LayerNotFound, MethodNotApplicable
+
+WARM_S: Final = 1.0  # of the first batch of a size, for a second one to follow
 
 
 class Network:
@@ -67,6 +74,7 @@ class Network:
         device: torch.device,
         override: LayoutOverride | None = None,
         options: RuntimeOptions = TORCH_FP32,
+        entries: Entries = NO_ENTRIES,
     ) -> None:
         """Exports and splits the network.
 
@@ -77,6 +85,7 @@ class Network:
             device: the device to run on.
             override: layout of `layers`, in place of the layout that the graph tells.
             options: engine and precision of the card's split.
+            entries: what is kept of the network on disk.
 
         Raises:
             ConfigurationError: the network cannot be exported, the card's layer does not exist or has no grid, or the options
@@ -98,7 +107,7 @@ class Network:
         self._std = torch.tensor(loaded.preprocessing.std, device=device).view(1, -1, 1, 1) * 255
         self._size = (loaded.preprocessing.height, loaded.preprocessing.width)
         overrides = dict.fromkeys(layers, override) if override is not None else {}
-        self._splits = SplitCache(name, self._module, self._channels, self._size, overrides)
+        self._splits = SplitCache(name, self._module, self._channels, self._size, overrides, entries)
         graph = self._splits.graph
         self.classes = int(graph.logits.meta["val"].shape[1])
         self.layers: dict[str, LayerInfo] = graph.layers()
@@ -111,7 +120,7 @@ class Network:
         except LayerNotFound as error:
             raise ConfigurationError(f"card {name}: explain.layer: {error.detail}") from error
         self._torch_split = split(graph, self.default_layers)
-        self._default_split = self._calibrate(options)
+        self._default_split = self._calibrate(options, entries)
         self.engine, self.precision = self._default_split.trunk.engine, self._default_split.trunk.precision
         network = SizedNetwork(self._splits, self._size)
         self.inapplicable = {name: why for name, method in METHODS.items() if (why := method.why_not(network)) is not None}
@@ -119,9 +128,17 @@ class Network:
 
     @classmethod
     def load(
-        cls, card: Card, device: torch.device, options: RuntimeOptions = TORCH_FP32, *, random_weights: bool = False
+        cls,
+        card: Card,
+        device: torch.device,
+        options: RuntimeOptions = TORCH_FP32,
+        *,
+        random_weights: bool = False,
+        cache: DiskCache | None = None,
     ) -> Network:
         """Builds a card's network, loads its weights, exports and splits it; the card's `[runtime]` overrides the options.
+
+        What an earlier start has exported and chosen is read from the cache.
 
         Raises:
             ConfigurationError: the card cannot be fulfilled; the message names the card, the field and the remedy.
@@ -129,7 +146,11 @@ class Network:
         explain, runtime = card.explain, card.runtime
         override = LayoutOverride(explain.layout, explain.prefix_tokens or 0) if explain.layout is not None else None
         options = replace(options, engine=runtime.engine or options.engine, precision=runtime.precision or options.precision)
-        return cls(card.name, load(card, random_weights=random_weights), explain.layer, device, override, options)
+        loaded = load(card, random_weights=random_weights)
+        entries = NO_ENTRIES
+        if cache is not None:
+            entries = Entries(cache, network_identity(card, loaded, device))
+        return cls(card.name, loaded, explain.layer, device, override, options, entries)
 
     @property
     def parameter_bytes(self) -> int:
@@ -236,10 +257,15 @@ class Network:
             yield
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
-        """Explains two blank batches of each size, so that kernels and buffers exist before the first request."""
+        """Explains blank batches of each size, so that kernels and buffers exist before the first request.
+
+        The second batch of a size is slower than later ones too; where the first takes longer than `WARM_S`, it is left out.
+        """
         blank = np.zeros((*self._size, 3), np.uint8)
         for size in batch_sizes:
-            for _ in range(2):
+            start = time.perf_counter()
+            self.run([EngineRequest(pixels=blank, best=1)] * size)
+            if time.perf_counter() - start < WARM_S:
                 self.run([EngineRequest(pixels=blank, best=1)] * size)
 
     def _takes_default_split(self, request: EngineRequest) -> bool:
@@ -271,14 +297,24 @@ class Network:
             )
         )
 
-    def _calibrate(self, options: RuntimeOptions) -> Split:
+    def _calibrate(self, options: RuntimeOptions, entries: Entries) -> Split:
         """The card's split, with the trunk of the engine and precision that serve it."""
         if options.exact:
             return self._torch_split
+        assert isinstance(self._torch_split.trunk, TorchTrunk)
+        normalization = (self.preprocessing.mean, self.preprocessing.std)
+        torch_trunk = self._torch_split.trunk
+        entries = entries.extended(size=self._size)
+        entries = choice_entries(entries, torch_trunk, self.default_layers, normalization, options)
+        cached = read_trunk(entries, torch_trunk, options.threads, options.calls)
+        if cached is not None:
+            choice, trunk = cached
+            choice.report(self.name, cached=True)
+            return replace(self._torch_split, trunk=trunk)
         images = photographs(*self._size)
-        requests = [EngineRequest(pixels=image, best=1, layers=self.default_layers) for image in images]
 
-        def explain_with(trunk: Trunk) -> list[EngineResult]:
+        def explain_with(trunk: Trunk, part: slice) -> list[EngineResult]:
+            requests = [EngineRequest(pixels=image, best=1, layers=self.default_layers) for image in images[part]]
             checkpoints = [no_checkpoint] * len(requests)
             results = self._explain(replace(self._torch_split, trunk=trunk), requests, checkpoints)
             for result in results:
@@ -286,9 +322,11 @@ class Network:
                     raise result
             return [result for result in results if isinstance(result, EngineResult)]
 
-        assert isinstance(self._torch_split.trunk, TorchTrunk)
         normalized = self._normalize(np.stack(images))
-        return replace(self._torch_split, trunk=choose(self.name, self._torch_split.trunk, normalized, options, explain_with))
+        choice, trunk = choose(self.name, self._torch_split.trunk, normalized, options, explain_with)
+        choice.report(self.name)
+        write_choice(entries, choice, trunk)
+        return replace(self._torch_split, trunk=trunk)
 
     def _normalize(self, pixels: NDArray[np.uint8]) -> Tensor:
         """uint8 RGB ``[N, h, w, 3]`` -> float32 ``[N, C, h, w]`` with the card's mean and standard deviation, on the device.

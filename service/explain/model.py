@@ -16,6 +16,7 @@ from service.engine.cards.card import Card
 from service.engine.cards.labels import LabelSet, numbered_labels, read_labels
 from service.engine.cards.reference import LABELS_FILE
 from service.engine.device import Device
+from service.engine.disk_cache import DiskCache
 from service.engine.network import Network
 from service.engine.runtimes import RuntimeOptions
 from service.engine.types import EngineResult, LayerStatisticsResult
@@ -161,7 +162,8 @@ class Model:
         options = RuntimeOptions(
             engine=settings.engine, precision=settings.precision, threads=settings.engine_threads, calls=settings.replicas
         )
-        network = Network.load(card, device, options, random_weights=settings.random_weights)
+        cache = DiskCache(settings.cache_dir)
+        network = Network.load(card, device, options, random_weights=settings.random_weights, cache=cache)
         if network.classes == 1 and network.activation == "softmax":
             raise ConfigurationError(
                 f"card {card.name}: labels.activation: the network has one logit, of which a softmax makes 1 whatever it sees; "

@@ -72,6 +72,8 @@ class Registry:
         Raises:
             ConfigurationError: one of them cannot be loaded; which, and why.
         """
+        if self._settings.cache_dir is None:
+            log.info("disk_cache_off", meaning="every start exports the networks anew; CAMSERVE_CACHE_DIR names a folder")
         await asyncio.gather(*(self._change(name, self._load) for name in self.startup_models))
 
     async def load(self, name: str) -> None:

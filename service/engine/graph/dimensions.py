@@ -48,6 +48,13 @@ def shape(node: Any) -> tuple[Any, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
+def per_image(size: Any, batch: Any) -> int:
+    """The ratio of a symbolic size to the batch size; 0 for other sizes, even for one that equals the example's batch size."""
+    expression = size.node.expr if isinstance(size, torch.SymInt) else None
+    ratio = expression / batch.node.expr if expression is not None else None
+    return int(ratio) if ratio is not None and ratio.is_Integer else 0
+
+
 class DimensionTracker:
     """Tracks dimensions through one graph.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from service.engine.device import BUILD_LOCK
-from service.engine.graph.dimensions import Dimensions, DimensionTracker, operation, shape
+from service.engine.graph.dimensions import Dimensions, DimensionTracker, operation, per_image, shape
 from service.engine.graph.functionalize import functionalize
 from service.engine.graph.layout import Layout, LayoutOverride, layout_of
 from service.engine.types import LayerInfo
@@ -100,7 +100,7 @@ class NetworkGraph:
 
     def per_image(self, size: Any) -> int:
         """How many entries of a dimension of this size belong to one image; 0 where it is no multiple of the batch size."""
-        return _per_image(size, self.batch)
+        return per_image(size, self.batch)
 
 
 def export(
@@ -139,10 +139,11 @@ def export(
             "must be free of data-dependent Python control flow"
         ) from error
     assert isinstance(exported, fx.GraphModule)
-    return _network_graph(name, exported, overrides or {})
+    return network_graph(name, exported, overrides or {})
 
 
-def _network_graph(name: str, exported: fx.GraphModule, overrides: Mapping[str, LayoutOverride]) -> NetworkGraph:
+def network_graph(name: str, exported: fx.GraphModule, overrides: Mapping[str, LayoutOverride]) -> NetworkGraph:
+    """The network of an exported graph; arguments and errors as in `export`."""
     nodes = list(exported.graph.nodes)
     images = [node for node in nodes if node.op == "placeholder"]
     results = nodes[-1].args[0]
@@ -154,7 +155,7 @@ def _network_graph(name: str, exported: fx.GraphModule, overrides: Mapping[str, 
     batch = images[0].meta["val"].shape[0]
     if not isinstance(batch, torch.SymInt):
         raise ConfigurationError(f"card {name}: the network fixes its batch size to {batch}; it must take any batch")
-    dimensions = DimensionTracker(images[0], lambda size: _per_image(size, batch)).follow(nodes)
+    dimensions = DimensionTracker(images[0], lambda size: per_image(size, batch)).follow(nodes)
     graph = NetworkGraph(module=exported, image=images[0], logits=results, batch=batch, dimensions=MappingProxyType(dimensions))
     if not overrides:
         return graph
@@ -176,13 +177,6 @@ def _dimension_overrides(name: str, graph: NetworkGraph, overrides: Mapping[str,
             )
         by_node[nodes[layer]] = dimensions
     return by_node
-
-
-def _per_image(size: Any, batch: Any) -> int:
-    """The ratio of a symbolic size to the batch size; 0 for other sizes, even for one that equals the example's batch size."""
-    expression = size.node.expr if isinstance(size, torch.SymInt) else None
-    ratio = expression / batch.node.expr if expression is not None else None
-    return int(ratio) if ratio is not None and ratio.is_Integer else 0
 
 
 def depends_on(start: set[fx.Node]) -> set[fx.Node]:
