@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from service.engine.types import EngineResult, LayerStatisticsResult
 from service.errors import ConfigurationError, ParameterInvalid
 from service.explain.cache import Cache
 from service.explain.options import Targets
-from service.explain.results import ModelCheck, ModelIdentity, ModelInfo, Prediction
+from service.explain.results import ClassInfo, ClassList, ModelCheck, ModelIdentity, ModelInfo, Prediction
 from service.explain.scheduler import Deadline, Scheduler
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -205,6 +206,18 @@ class Model:
             ", ".join(sorted({getattr(result, name) for result in results})) for name in ("engine", "precision")
         )
         return replace(self.identity, engine=engine, precision=precision)
+
+    @functools.cached_property
+    def classes(self) -> ClassList:
+        """Every class, as predictions name it."""
+        labels = self.labels
+        wordnet_ids = labels.wordnet_ids or (None,) * len(labels)
+        return ClassList(
+            tuple(
+                ClassInfo(class_id=class_id, label=label, wordnet_id=wordnet_id)
+                for class_id, (label, wordnet_id) in enumerate(zip(labels.labels, wordnet_ids, strict=True))
+            )
+        )
 
     def describe(self) -> ModelInfo:
         """What `GET /models/{model}` tells of a loaded model; the state is the registry's to say."""

@@ -20,12 +20,15 @@ from service.explain.preprocess import PreparedImage
 from service.explain.render import RenderedImage, combine, render_explanations
 from service.explain.results import EncodedMedia, ExplainResult, Explanation, Media
 from service.explain.scheduler import Deadline
+from service.imaging.provenance import Provenance
 from service.vocabulary import Delivery
 from tests.explain.test_preprocess import DATA, prepare
 
 WIDTH, HEIGHT = 96, 48
 REGION = np.s_[0:48, 24:72]
 LOGITS = np.array([1, 0, 2, 0, 0, 0, 0, 0, 0, 3], np.float32)
+
+ORIGIN = Provenance(software="camserve", model="tiny", version="2", digest="sha256:00", request_id="r1")
 
 Grid = NDArray[np.float32]
 Render = Callable[..., RenderedImage]
@@ -59,7 +62,8 @@ def render(model: Model, prepared: PreparedImage) -> Render:
         selection = ClassSelection(classes=classes, best=0, versus=versus, listed=3)
         scores = ClassScores(LOGITS, model.labels)
         asked = ExplainOptions(**options)
-        return render_explanations(prepared, result, scores, selection, asked, delivery, Deadline(within_s))
+        deadline = Deadline(within_s)
+        return render_explanations(prepared, result, scores, selection, asked, delivery, deadline, provenance=ORIGIN, number=3)
 
     return render
 
