@@ -38,6 +38,7 @@ _MAX_XMP_BYTES: Final = 65_504  # what a JPEG's segment holds beside the header 
 _MAX_LAYER_BYTES: Final = 8192
 _MAX_TEXT: Final = 256  # characters of one name; those of longer ones are cut
 _NOT_IN_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2
+_CARRIAGE_RETURN: Final = {"\r": "&#13;"}  # which a parser of XML would read as a line feed
 _XMP_HEAD: Final = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
     f'<rdf:RDF xmlns:rdf="{RDF}"><rdf:Description rdf:about="" xmlns:xmp="{XMP}" xmlns:camserve="{NAMESPACE}"'
@@ -85,7 +86,9 @@ def encode_xmp(provenance: Provenance) -> bytes:
         "requestId": provenance.request_id,
     }
     head = f"{_XMP_HEAD} xmp:CreatorTool={quoteattr(_clean(provenance.software))}{_attributes(own)}"
-    layers, _ = _fitting((f"<rdf:li>{escape(_clean(layer))}</rdf:li>" for layer in provenance.layers), _MAX_LAYER_BYTES)
+    layers, _ = _fitting(
+        (f"<rdf:li>{escape(_clean(layer), _CARRIAGE_RETURN)}</rdf:li>" for layer in provenance.layers), _MAX_LAYER_BYTES
+    )
     layer_list = f"<camserve:layers><rdf:Seq>{layers}</rdf:Seq></camserve:layers>" if layers else ""
     start, end = "<camserve:classes><rdf:Seq>", "</rdf:Seq></camserve:classes>"
     frame = len((head + layer_list + start + end + _XMP_TAIL + _attributes({"omitted": "999999"}) + ">").encode())
