@@ -18,6 +18,7 @@ from service.explain.results import ClassList, MethodList, ModelInfo, ModelList
 
 router = APIRouter(tags=["catalogue"])
 REFUSED = problems(errors.AuthRequired, errors.AuthInvalid)
+TAG_DIGITS: Final = 32
 ModelName = Annotated[str, Path(description="Name of a model card, see GET /models.")]
 NOT_MODIFIED: Final[dict[int | str, dict[str, Any]]] = {304: {"description": "The same as the one that If-None-Match names."}}
 
@@ -56,12 +57,17 @@ async def classes(request: Request, services: ServicesDependency, model: ModelNa
     """
     found = services.registry.get(model)
     response = json_response(found.classes)
-    etag = f'"{hashlib.sha256(found.identity.digest.encode() + bytes(response.body)).hexdigest()[:32]}"'
+    etag = entity_tag(found.identity.digest, bytes(response.body))
     headers = {"ETag": etag, "Cache-Control": "no-cache"}  # to be kept, and to be asked for again before it is used
     if _names(request.headers.getlist("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
     return response
+
+
+def entity_tag(digest: str, body: bytes) -> str:
+    """The strong entity tag of an answer that a model of these weights gave."""
+    return f'"{hashlib.sha256(digest.encode() + body).hexdigest()[:TAG_DIGITS]}"'
 
 
 def _names(conditions: Sequence[str], etag: str) -> bool:

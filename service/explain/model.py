@@ -86,6 +86,17 @@ def select_classes(targets: Targets, labels: LabelSet, *, explain: bool, max_cla
     return ClassSelection(classes=classes, best=best, versus=versus, listed=listed)
 
 
+def list_classes(labels: LabelSet) -> ClassList:
+    """Every class of a set of labels, in order of class ids."""
+    wordnet_ids = labels.wordnet_ids or (None,) * len(labels)
+    return ClassList(
+        tuple(
+            ClassInfo(class_id=class_id, label=label, wordnet_id=wordnet_id)
+            for class_id, (label, wordnet_id) in enumerate(zip(labels.labels, wordnet_ids, strict=True))
+        )
+    )
+
+
 class ClassScores:
     """An image's logits, float32 ``[classes]``, read with the model's labels.
 
@@ -210,14 +221,7 @@ class Model:
     @functools.cached_property
     def classes(self) -> ClassList:
         """Every class, as predictions name it."""
-        labels = self.labels
-        wordnet_ids = labels.wordnet_ids or (None,) * len(labels)
-        return ClassList(
-            tuple(
-                ClassInfo(class_id=class_id, label=label, wordnet_id=wordnet_id)
-                for class_id, (label, wordnet_id) in enumerate(zip(labels.labels, wordnet_ids, strict=True))
-            )
-        )
+        return list_classes(self.labels)
 
     def describe(self) -> ModelInfo:
         """What `GET /models/{model}` tells of a loaded model; the state is the registry's to say."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,15 +14,19 @@ from service.api.schemas import Problem, Welcome
 from service.explain.results import (
     ClassList,
     ExplainResponse,
+    FaithfulnessScores,
     Health,
     InspectResponse,
+    MethodCheck,
     MethodList,
+    ModelCheck,
     ModelInfo,
     ModelList,
     PredictResponse,
 )
 from tests import image_files as make
 from tests.api.stand_ins import ADMIN_KEY
+from tests.explain.small_service import small_network
 
 pytestmark = pytest.mark.anyio
 
@@ -79,11 +84,27 @@ def components_of(value: Any, schema: dict[str, Any], components: dict[str, Any]
 def is_of_kind(value: Any, kind: dict[str, Any]) -> bool:
     if "$ref" in kind:
         return isinstance(value, dict)
-    types: dict[str, type] = {"null": type(None), "array": list, "string": str, "integer": int}
+    types: dict[str, type] = {"null": type(None), "array": list, "string": str, "integer": int, "number": float}
     return isinstance(value, types[kind["type"]])
 
 
-async def test_every_answer_is_of_its_type_and_has_the_fields_of_its_schema(whole: httpx.AsyncClient) -> None:
+def keep_check(folder: Path) -> None:
+    """As `camserve check --keep` does, so that the description of the model has it."""
+    scores = FaithfulnessScores(deletion=0.1, insertion=0.5, average_drop=0.2, road=0.1)
+    check = ModelCheck(
+        camserve="0",
+        digest=small_network().digest,
+        layer=("block",),
+        images=1,
+        methods=(MethodCheck(method="gradcam", ms=1.0, sanity=0.5, verdict="depends on the class", faithfulness=scores),),
+        random=scores,
+        center=None,
+    )
+    (folder / "tiny.check.json").write_bytes(TypeAdapter(ModelCheck).dump_json(check))
+
+
+async def test_every_answer_is_of_its_type_and_has_the_fields_of_its_schema(whole: httpx.AsyncClient, tmp_path: Path) -> None:
+    keep_check(tmp_path)
     document = (await whole.get("/openapi.json")).json()
     components, met = document["components"]["schemas"], set()
     for route, (answer, query) in ANSWERS.items():

@@ -114,10 +114,27 @@ async def test_times_and_metrics(small: SmallService) -> None:
     answer = await small.explain(IMAGE, IMAGE)
     times = answer.timings
     assert 0 < times.decode + times.queue + times.infer + times.render <= times.total
+    assert times.evaluate == 0
     told = small.metrics.render()[0].decode()
     assert 'camserve_images_total{model="tiny"} 2.0' in told
     for stage in ("decode", "queue", "infer", "render"):
         assert f'camserve_stage_seconds_count{{stage="{stage}"}} 1.0' in told
+    assert 'stage="evaluate"' not in told
+
+
+async def test_the_time_of_an_evaluation(small: SmallService) -> None:
+    times = (await small.explain(IMAGE, evaluate=True)).timings
+    assert times.evaluate > 0
+    assert times.decode + times.queue + times.infer + times.evaluate + times.render <= times.total
+    assert 'camserve_stage_seconds_count{stage="evaluate"} 1.0' in small.metrics.render()[0].decode()
+
+
+async def test_what_methods_cost_and_what_their_maps_count(small: SmallService) -> None:
+    methods = {method.name: method for method in small.explainer.methods()}
+    assert (methods["rise"].passes, methods["rise"].raw_unit) == (160, "logit")
+    assert (methods["eigencam"].passes, methods["eigencam"].raw_unit) == (1, "activation")
+    (image,) = explained(await small.explain(IMAGE, method="eigencam"))
+    assert image.explanations[0].raw_unit == "activation"
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,10 @@ def doubled(kind: str) -> tuple[Network, Network]:
     head = other.get_submodule("head")
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
-        head.weight *= 2
-        head.bias *= 2
-    layers = ("block",) if kind == "pooled" else ()
-    first, second = (network(one, *layers, size=SIDES[kind]) for one in (module, other))
-    return first, second
+        head.weight.mul_(2)
+        head.bias.mul_(2)
+    layers: tuple[str, ...] = ("block",) if kind == "pooled" else ()
+    return network(module, *layers, size=SIDES[kind]), network(other, *layers, size=SIDES[kind])
 
 
 def explain(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -52,7 +51,8 @@ def explain(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         (result,) = one.run([request])
         assert isinstance(result, EngineResult), result
         maps.append(result.maps[0][0])
-    return maps[0], maps[1]
+    single, double = maps
+    return single, double
 
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - NOT_PROPORTIONAL))
