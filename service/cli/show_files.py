@@ -36,7 +36,9 @@ def show_files(files: Iterable[Path], out: Console, err: Console) -> int:
 
 
 def _table(file: Path, provenance: Provenance) -> Table:
-    table = Table("", "", title=Text(str(file)), title_justify="left", show_header=False)
+    table = Table(title=Text(str(file)), title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a digest is of use only as a whole
     named = [field.name for field in fields(Provenance) if field.name not in {"layers", "classes", "omitted"}]
     rows = [(name.replace("_", " "), getattr(provenance, name)) for name in named]
     rows.insert(named.index("method") + 1, ("layer", ", ".join(provenance.layers)))

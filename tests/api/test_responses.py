@@ -28,6 +28,7 @@ from service.explain.results import (
     ModelList,
     PredictResponse,
 )
+from tests.api.stand_ins import StandInExplainer
 
 pytestmark = pytest.mark.anyio
 
@@ -82,6 +83,14 @@ async def test_headers(client: httpx.AsyncClient) -> None:
     )
     assert response.headers["x-batch-size"] == "2"
     assert response.headers["vary"] == "Accept"
+
+
+@pytest.mark.parametrize("path", ["/explain", "/inspect"])
+async def test_an_image_is_told_which_request_asks_for_it(
+    client: httpx.AsyncClient, explainer: StandInExplainer, path: str
+) -> None:
+    response = await client.post(f"{path}?format=png", content=b"x")
+    assert explainer.calls[-1].request_id == response.headers["x-request-id"]
 
 
 async def test_an_image_carries_its_provenance(client: httpx.AsyncClient) -> None:
