@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import orjson
 import structlog
@@ -22,6 +23,7 @@ from service.api.validation import validation_detail
 from service.errors import (
     AuthInvalid,
     AuthRequired,
+    BusyError,
     CamserveError,
     MethodNotAllowed,
     NotFound,
@@ -32,6 +34,7 @@ from service.errors import (
 
 MEDIA_TYPE = "application/problem+json"
 DEFAULT_RETRY_AFTER_S = 1
+ESTIMATE_DIGITS = 3
 RETRY_STATUSES = (429, 503)
 
 log = structlog.get_logger(__name__)
@@ -45,7 +48,7 @@ def problem_response(error: CamserveError, request_id: str, headers: Mapping[str
         request_id: becomes `instance`.
         headers: sent as they are, beside Retry-After where the status asks for it.
     """
-    body = {
+    body: dict[str, Any] = {
         "type": f"urn:camserve:problem:{error.code}",
         "title": error.title,
         "status": int(error.status),
@@ -54,6 +57,8 @@ def problem_response(error: CamserveError, request_id: str, headers: Mapping[str
         "code": error.code,
         "error": error.detail,  # where clients of TorchServe, Triton and KServe look
     }
+    if isinstance(error, BusyError) and error.estimate_s is not None:
+        body["estimate_s"] = round(error.estimate_s, ESTIMATE_DIGITS)  # an extension member of RFC 9457
     extra = {"Vary": "Accept", **(headers or {})}
     if error.status in RETRY_STATUSES:
         seconds = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
