@@ -104,7 +104,7 @@ class DimensionTracker:
         # Of several results (a batch norm has statistics too) only the tensor has four dimensions.
         producer = operation(node.args[0]) if name == "getitem" and isinstance(node.args[0], fx.Node) else name
         if producer in GRID_OPERATIONS and size is not None and len(size) == len(IMAGE):
-            return IMAGE if self._per_image(size[0]) == 1 else None
+            return IMAGE if self._per_image(size[0]) == 1 else self._windows(node)
         if name in {"cat", "concat"}:
             return self._concatenate(node.args[0], _dim(node))  # type: ignore[arg-type]
         first = node.args[0] if node.args else None
@@ -114,6 +114,13 @@ class DimensionTracker:
         if name in RESHAPES:
             return self._reshape(first, dimensions, node)
         return RULES[name](node, dimensions, self._known)
+
+    def _windows(self, node: fx.Node) -> Dimensions | None:
+        """The dimensions of the result of a grid operation on windows, each of which is an entry of the batch dimension."""
+        dimensions = self._known.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+        if dimensions is None or not isinstance(dimensions[0], Product) or len(dimensions) != len(IMAGE):
+            return None
+        return (dimensions[0], "channels", None, None)
 
     def _elementwise(self, node: fx.Node) -> Dimensions | None:
         """The dimensions of an input of the output's sizes, for an operation without a rule; of several the best known."""
@@ -332,6 +339,19 @@ def _attention(node: fx.Node, dimensions: Dimensions, known: dict[fx.Node, Dimen
     return (*dimensions[:-1], known[values][-1] if values in known else None)
 
 
+def _unfold(node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions | None:
+    """The windows of a grid as tokens, row by row: ``[N, K, h, w]`` -> ``[N, K k k, windows]``."""
+    size = shape(node.args[0])
+    if dimensions != IMAGE or size is None:
+        return None
+    settings: Any = node.args[1:5]  # kernel, dilation, padding, stride, each for rows and columns
+    rows, columns = (
+        (int(side) + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for side, kernel, dilation, padding, stride in zip(size[2:], *settings, strict=True)
+    )
+    return ("batch", "channels", Tokens(rows, columns))
+
+
 def _pad(_node: fx.Node, dimensions: Dimensions, _: dict[fx.Node, Dimensions]) -> Dimensions:
     return tuple(None if isinstance(dimension, Tokens) else dimension for dimension in dimensions)
 
@@ -362,6 +382,7 @@ RULES: dict[str, Rule] = {
     "matmul": _matmul,
     "bmm": _matmul,
     "scaled_dot_product_attention": _attention,
+    "im2col": _unfold,
     **dict.fromkeys(("constant_pad_nd", "pad"), _pad),
     **dict.fromkeys(("gather", "index", "index_select", "einsum", "t", "numpy_T", "movedim", "sort", "topk"), _unknown),
 }

@@ -107,6 +107,10 @@ DEFAULTS: dict[str, tuple[Callable[[], nn.Module], LayerInfo]] = {
         made("hiera_tiny_224", img_size=SIZE, stages=(1, 1, 1, 2)),
         info("blocks.4.norm1", 768, (2, 3), "tokens"),
     ),
+    "tokens made of windows": (
+        made("tnt_s_patch16_224", img_size=SIZE, depth=2),
+        info("blocks.1.norm_out", 384, (4, 6), "tokens"),
+    ),
     "convolutions after attention": (made("mobilevitv2_050"), info("stages", 256, (2, 4))),
 }  # fmt: skip
 
