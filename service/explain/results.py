@@ -96,7 +96,10 @@ class Explanation(Prediction):
         tuple[int, int, int, int],
         Field(description="Left, top, right, bottom in pixels of the upright original: the part that the model saw."),
     ]
-    heatmap: Annotated[EncodedMedia | list[Any] | None, Field(description="As option `heatmap` asks; zero outside `region`.")]
+    heatmap: Annotated[
+        EncodedMedia | list[Any] | None,
+        Field(description="As option `heatmap` asks: zero outside `region`; of `size=grid` what lies in it."),
+    ]
     overlay: Annotated[EncodedMedia | None, Field(description="With option `overlay`.")]
     evaluation: Annotated[Evaluation | None, Field(description="With option `evaluate`.")]
 
