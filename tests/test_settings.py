@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,11 @@ def test_a_containers_quota_counts(monkeypatch: pytest.MonkeyPatch, quota: str |
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.setattr(Path, "read_text", read_text)
     assert Settings().cores == cores
+
+
+def test_the_page_of_settings_has_every_setting() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
+    table = {
+        name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert table == set(Settings.model_fields)
