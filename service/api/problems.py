@@ -7,7 +7,9 @@ what FastAPI and Starlette say is replaced here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -16,8 +18,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
-from service.api.dependencies import request_log_of
+from service.api.dependencies import request_log_of, services_of_scope
 from service.api.validation import validation_detail
 from service.errors import (
     AuthInvalid,
@@ -31,29 +34,36 @@ from service.errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
+# Clients of other servers show the text of an error only where its type is this one to the letter.
+PLAIN_MEDIA_TYPE = "application/json"
+PROTOCOL_PATHS: Final = re.compile(r"/(v1|v2|predictions|explanations|invocations)(/|$)")
+TORCHSERVE_PATHS: Final = re.compile(r"/(predictions|explanations)(/|$)")
 DEFAULT_RETRY_AFTER_S = 1
 RETRY_STATUSES = (429, 503)
 
 log = structlog.get_logger(__name__)
 
 
-def problem_response(error: CamserveError, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
-    """The error as `application/problem+json`.
+def problem_response(error: CamserveError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
+    """The error as `application/problem+json`, or as `application/json` where another server's protocol is spoken.
 
     Args:
         error: its class gives status, code and title, its `detail` the sentence for people.
-        request_id: becomes `instance`.
+        scope: of the request, whose id becomes `instance`.
         headers: sent as they are, beside Retry-After where the status asks for it.
     """
-    body = {
+    path: str = scope["path"]
+    body: dict[str, Any] = {
         "type": f"urn:camserve:problem:{error.code}",
         "title": error.title,
         "status": int(error.status),
         "detail": error.detail,
-        "instance": f"urn:request:{request_id}",
+        "instance": f"urn:request:{request_log_of(scope).id}",
         "code": error.code,
         "error": error.detail,  # where clients of TorchServe, Triton and KServe look
     }
+    if TORCHSERVE_PATHS.match(path):
+        body["message"] = error.detail
     extra = {"Vary": "Accept", **(headers or {})}
     if error.status in RETRY_STATUSES:
         seconds = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
@@ -63,7 +73,8 @@ def problem_response(error: CamserveError, request_id: str, headers: Mapping[str
         extra["WWW-Authenticate"] = f'Bearer realm="camserve"{wrong}'
     if isinstance(error, PayloadTooLarge):
         extra["Connection"] = "close"  # the rest of the body is not worth reading
-    return Response(orjson.dumps(body), int(error.status), extra, MEDIA_TYPE)
+    plain = PROTOCOL_PATHS.match(path) or path == services_of_scope(scope).settings.vertex_predict_route
+    return Response(orjson.dumps(body), int(error.status), extra, PLAIN_MEDIA_TYPE if plain else MEDIA_TYPE)
 
 
 def internal_error() -> CamserveError:
@@ -91,7 +102,7 @@ def _answer(request: Request, error: CamserveError, headers: Mapping[str, str] |
     record.code = error.code
     if error.status == 500:
         log.error("request_failed", code=error.code, exc_info=error)
-    return problem_response(error, record.id, headers)
+    return problem_response(error, request.scope, headers)
 
 
 def _translate(error: HTTPException) -> CamserveError:

@@ -11,7 +11,17 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from service.engine.types import MethodParameters
-from service.vocabulary import ColorMap, Delivery, Fit, HeatmapEncoding, NamedSize, OverlayType, Polarity, Scale
+from service.vocabulary import (
+    ColorMap,
+    Delivery,
+    Fit,
+    HeatmapEncoding,
+    NamedSize,
+    OverlayType,
+    Polarity,
+    Scale,
+    TensorName,
+)
 
 
 def _listed(value: object) -> object:
@@ -130,6 +140,12 @@ class ExplainOptions(ModelOptions, MethodParameters, Targets):
         if self.clip_percent_lowerbound >= self.clip_percent_upperbound:
             raise ValueError("clip_percent_lowerbound must be below clip_percent_upperbound")
         return self
+
+
+class TensorOptions(ExplainOptions):
+    """Options of an answer in arrays: as /explain's, with the arrays wanted."""
+
+    tensors: frozenset[TensorName]
 
 
 class InspectOptions(ModelOptions, Targets):

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from service.engine.types import EngineResult, Evaluation, LayerStatistics, LayerStatisticsResult
 from service.errors import ParameterInvalid
 from service.explain.model import ClassScores, ClassSelection
-from service.explain.options import ExplainOptions, InspectOptions
+from service.explain.options import ExplainOptions, InspectOptions, TensorOptions
 from service.explain.preprocess import PreparedImage
 from service.explain.results import (
     EncodedMedia,
     ExplainResult,
     Explanation,
+    ImageTensors,
     Inspection,
     InspectResult,
     Media,
@@ -36,7 +37,7 @@ from service.imaging.heatmap import Heatmap, scale_maps
 from service.imaging.overlay import colorize, compose, default_color_map, lut
 from service.imaging.panel import PanelRow, contact_sheet
 from service.imaging.tiles import Section, Tile, tile_sheet
-from service.vocabulary import MEDIA_TYPES, Box, Delivery, HeatmapOverlay, ImageMedia, Size
+from service.vocabulary import MEDIA_TYPES, Box, Delivery, HeatmapOverlay, ImageMedia, Size, TensorName
 
 MAX_LISTED_VALUES: Final = 1_000_000  # of one answer: a number in a list costs 50 times what it costs in an array
 MAX_ENLARGED_PIXELS: Final = 16_000_000  # of one rendered image: a small file must not ask for a giant
@@ -56,6 +57,7 @@ class RenderedImage:
     rows: tuple[PanelRow, ...] = ()
     arrays: tuple[Map, ...] = ()
     media: Media | None = None
+    tensors: ImageTensors | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +140,12 @@ def render_heatmaps(image: PreparedImage, result: EngineResult, options: Explain
     )
 
 
-def render_predictions(image: PreparedImage, scores: ClassScores, selection: ClassSelection) -> RenderedImage:
+def render_predictions(
+    image: PreparedImage, scores: ClassScores, selection: ClassSelection, options: ExplainOptions
+) -> RenderedImage:
     """One image's part of an answer without explanations."""
-    return RenderedImage(result=PredictResult(image=image.info, predictions=scores.best(selection.listed)))
+    tensors = ImageTensors(scores=scores.probabilities) if isinstance(options, TensorOptions) else None
+    return RenderedImage(result=PredictResult(image=image.info, predictions=scores.best(selection.listed)), tensors=tensors)
 
 
 def render_explanations(
@@ -172,7 +177,9 @@ def render_explanations(
     explanations: list[Explanation] = []
     rows: list[PanelRow] = []
     arrays: list[Map] = []
+    overlays: list[Pixels] = []
     media: Media | None = None
+    tensors = options.tensors if isinstance(options, TensorOptions) else None
     versus = None if selection.versus is None else scores.of(selection.versus)
     heatmaps = render_heatmaps(image, result, options)
     measured: Sequence[Evaluation | None] = evaluations or [None] * len(heatmaps)
@@ -188,7 +195,12 @@ def render_explanations(
         )
         heatmap_media: EncodedMedia | list[Any] | None = None
         overlay: EncodedMedia | None = None
-        if delivery == "npy":
+        if tensors is not None:
+            if "heatmap" in tensors:
+                arrays.append(canvas.place(heatmap.values))
+            if options.overlay:
+                overlays.append(_render_class(explained))
+        elif delivery == "npy":
             arrays.append(canvas.place(heatmap.values))
         elif delivery != "json" and options.overlay_type == "panel":
             rows.append(_panel_row(explained))
@@ -221,6 +233,7 @@ def render_explanations(
         rows=tuple(rows),
         arrays=tuple(arrays),
         media=media,
+        tensors=None if tensors is None else _image_tensors(tensors, scores, arrays, overlays),
     )
 
 
@@ -282,6 +295,17 @@ def _overlay(explained: _ExplainedClass, overlay_type: HeatmapOverlay) -> Pixels
         alpha=options.alpha,
         overlay_type=overlay_type,
         signed=heatmap.signed,
+    )
+
+
+def _image_tensors(
+    wanted: frozenset[TensorName], scores: ClassScores, heatmaps: Sequence[Map], overlays: Sequence[Pixels]
+) -> ImageTensors:
+    return ImageTensors(
+        scores=scores.probabilities,
+        heatmaps=tuple(heatmaps),
+        overlays=tuple(overlays) if "overlay" in wanted else (),
+        overlay_files=tuple(encode_image(rgb, "png") for rgb in overlays) if "overlay_png" in wanted else (),
     )
 
 
