@@ -119,8 +119,9 @@ def _lines(schema: Json) -> Iterator[str]:
     for route, operation in own.items():
         yield from _route("##", route, operation, own)
     yield from ("", f"## {PROTOCOL_TAG.capitalize()}", "")
-    yield "Their clients work unchanged; what answers is the same. Setting `protocols` leaves out those that are not wanted. Problems"
-    yield "are those of the other routes, as `application/json`. What Vertex AI calls by its own addresses is not listed."
+    yield "Their clients work unchanged; what answers is the same. Setting `protocols` leaves out those that are not wanted."
+    yield "Problems are those of the other routes, as `application/json`. Addresses that Vertex AI gives to a container are not"
+    yield "listed."
     yield ""
     yield from _index(others)
     for route, operation in others.items():

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.auth import ApiKeySet, refusal
 from service.api.dependencies import Lifecycle, Phase, RequestLog, request_log_of
-from service.api.problems import internal_error, problem_response
+from service.api.problems import answer_problem, internal_error
 from service.telemetry import Metrics
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -95,7 +95,7 @@ class RequestLogMiddleware:
                 log.exception("unhandled_error")
                 if started:
                     raise  # too late for an answer: the server must cut the connection
-                await problem_response(internal_error(), scope)(scope, receive, observed_send)
+                await answer_problem(internal_error(), scope)(scope, receive, observed_send)
             finally:
                 self._conclude(scope, request_log)
 
@@ -138,4 +138,4 @@ class ApiKeyMiddleware:
             return
         error = refusal(headers)
         request_log_of(scope).code = error.code
-        await problem_response(error, scope)(scope, receive, send)
+        await answer_problem(error, scope)(scope, receive, send)

@@ -44,25 +44,52 @@ RETRY_STATUSES = (429, 503)
 log = structlog.get_logger(__name__)
 
 
-def problem_response(error: CamserveError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
-    """The error as `application/problem+json`, or as `application/json` where another server's protocol is spoken.
+def answer_problem(error: CamserveError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
+    """The error as the client of this request reads it: another server's clients get it as `application/json`.
+
+    Args:
+        error: as for `problem_response`.
+        scope: of the request.
+        headers: as for `problem_response`.
+    """
+    path, settings = scope["path"], services_of_scope(scope).settings
+    plain = PROTOCOL_PATHS.match(path) is not None or path == settings.vertex_predict_route
+    return problem_response(
+        error,
+        request_log_of(scope).id,
+        headers,
+        media_type=PLAIN_MEDIA_TYPE if plain else MEDIA_TYPE,
+        message=TORCHSERVE_PATHS.match(path) is not None,
+    )
+
+
+def problem_response(
+    error: CamserveError,
+    request_id: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    media_type: str = MEDIA_TYPE,
+    message: bool = False,
+) -> Response:
+    """The error as RFC 9457 has it.
 
     Args:
         error: its class gives status, code and title, its `detail` the sentence for people.
-        scope: of the request, whose id becomes `instance`.
+        request_id: becomes `instance`.
         headers: sent as they are, beside Retry-After where the status asks for it.
+        media_type: of the body.
+        message: `detail` is also given as `message`, where TorchServe's clients look.
     """
-    path: str = scope["path"]
     body: dict[str, Any] = {
         "type": f"urn:camserve:problem:{error.code}",
         "title": error.title,
         "status": int(error.status),
         "detail": error.detail,
-        "instance": f"urn:request:{request_log_of(scope).id}",
+        "instance": f"urn:request:{request_id}",
         "code": error.code,
         "error": error.detail,  # where clients of TorchServe, Triton and KServe look
     }
-    if TORCHSERVE_PATHS.match(path):
+    if message:
         body["message"] = error.detail
     extra = {"Vary": "Accept", **(headers or {})}
     if error.status in RETRY_STATUSES:
@@ -73,8 +100,7 @@ def problem_response(error: CamserveError, scope: Scope, headers: Mapping[str, s
         extra["WWW-Authenticate"] = f'Bearer realm="camserve"{wrong}'
     if isinstance(error, PayloadTooLarge):
         extra["Connection"] = "close"  # the rest of the body is not worth reading
-    plain = PROTOCOL_PATHS.match(path) or path == services_of_scope(scope).settings.vertex_predict_route
-    return Response(orjson.dumps(body), int(error.status), extra, PLAIN_MEDIA_TYPE if plain else MEDIA_TYPE)
+    return Response(orjson.dumps(body), int(error.status), extra, media_type)
 
 
 def internal_error() -> CamserveError:
@@ -102,7 +128,7 @@ def _answer(request: Request, error: CamserveError, headers: Mapping[str, str] |
     record.code = error.code
     if error.status == 500:
         log.error("request_failed", code=error.code, exc_info=error)
-    return problem_response(error, request.scope, headers)
+    return answer_problem(error, request.scope, headers)
 
 
 def _translate(error: HTTPException) -> CamserveError:

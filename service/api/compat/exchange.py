@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import Path
+from fastapi import Depends, Path
 from starlette.requests import Request
 
 from service import errors
-from service.api.dependencies import Phase, Services, request_log_of
+from service.api.dependencies import Phase, Services, ServicesDependency, request_log_of
 from service.api.openapi import problems
 from service.api.problems import PLAIN_MEDIA_TYPE
 from service.api.routes import PROBLEMS, cache_policy, cancel_on_disconnect
@@ -21,7 +21,6 @@ from service.explain.scheduler import Deadline
 from service.vocabulary import Delivery
 
 ModelName = Annotated[str, Path(description="Name of a model card, or the other name that setting `model_name` gives it.")]
-ModelVersion = Annotated[str, Path(description="The model's version; any other is 404.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,19 +89,23 @@ async def _explain(request: Request, services: Services, inquiry: Inquiry, model
     return await services.explainer.predict(images, options, deadline, policy)
 
 
-def find_model(services: Services, model: str, version: str | None = None) -> str:
-    """The name of the card that a path means.
+async def _card_of_path(request: Request, services: ServicesDependency, model: ModelName) -> str:
+    """The name of the card that a path means by `model` and, where it has one, `version`.
 
     Raises:
         ModelNotFound: there is no such card, or it has another version.
     """
     card = services.registry.resolve(model)
+    version = request.path_params.get("version")
     if version is not None:
         served = services.registry.describe_one(card).version
         # TorchServe calls a model's first version 1.0, KServe and Triton call it 1.
         if version.removesuffix(".0") != served.removesuffix(".0"):
             raise errors.ModelNotFound(f"This model has no such version; it has version {served}.")
     return card
+
+
+CardName = Annotated[str, Depends(_card_of_path)]
 
 
 # OpenAPI ----------------------------------------------------------------------------------------------------------------

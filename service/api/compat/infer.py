@@ -25,7 +25,7 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from service import errors
-from service.api.compat.exchange import Inquiry, ModelName, ModelVersion, ask, documentation, find_model, object_schema
+from service.api.compat.exchange import CardName, Inquiry, ModelName, ask, documentation, object_schema
 from service.api.compat.instances import image_bytes
 from service.api.compat.tensors import (
     InferRequest,
@@ -98,11 +98,8 @@ class TensorInquiry(Inquiry):
 @router.post("/models/{model}/explain", include_in_schema=False)
 @router.post("/models/{model}/versions/{version}/infer", include_in_schema=False)
 @router.post("/models/{model}/versions/{version}/explain", include_in_schema=False)
-async def infer(
-    request: Request, services: ServicesDependency, model: ModelName, version: ModelVersion | None = None
-) -> Response:
+async def infer(request: Request, services: ServicesDependency, model: ModelName, card: CardName) -> Response:
     """Explains and classifies the images of tensor `image`. Aliases: /explain, and both below /versions/{version}."""
-    card = find_model(services, model, version)
     inquiry, answer = await ask(request, services, card, partial(_read, request, services))
     identity = inquiry.id or request_log_of(request.scope).id
     head = {"model_name": model, "model_version": answer.model.version, "id": identity}

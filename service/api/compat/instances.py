@@ -41,7 +41,7 @@ FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
+class ImageSubmission:
     """What a request holds, before its options are checked.
 
     Attributes:
@@ -84,7 +84,7 @@ class Submission:
         return Inquiry(images=images, options=options, explain=_flag(flags[-1]) if flags else explain)
 
 
-async def read_instances(request: Request, settings: Settings) -> Submission:
+async def read_instances(request: Request, settings: Settings) -> ImageSubmission:
     """Reads a body that must hold `instances`.
 
     Raises:
@@ -98,7 +98,7 @@ async def read_instances(request: Request, settings: Settings) -> Submission:
     return parse_instances(document, query, settings.max_images_per_request)
 
 
-async def read_any(request: Request, settings: Settings) -> Submission:
+async def read_any(request: Request, settings: Settings) -> ImageSubmission:
     """Reads a body of any form: a file, base64, a form with a file part, `instances`, or the JSON of /explain.
 
     Raises:
@@ -112,17 +112,17 @@ async def read_any(request: Request, settings: Settings) -> Submission:
     if not body:
         raise ImageMissing("There is no image: the body is empty. Send the image: curl -T cat.jpg.")
     if not body[:64].lstrip().startswith(b"{"):
-        return Submission(images=((image_bytes(body, "body"), {}),), query=query)
+        return ImageSubmission(images=((image_bytes(body, "body"), {}),), query=query)
     document = parse_object(body)
     if "instances" in document:
         return parse_instances(document, query, settings.max_images_per_request)
     if "data" in document or "b64" in document:
-        return Submission(images=(_parse_instance(document, "body"),), query=query)
+        return ImageSubmission(images=(_parse_instance(document, "body"),), query=query)
     native = find_images(document, max_images=settings.max_images_per_request)
-    return Submission(images=native.images, options=native.options, query=query)
+    return ImageSubmission(images=native.images, options=native.options, query=query)
 
 
-def parse_instances(document: dict[str, Any], query: RawOptions, max_images: int) -> Submission:
+def parse_instances(document: dict[str, Any], query: RawOptions, max_images: int) -> ImageSubmission:
     """The images and options of an object that has `instances`; the object is used up.
 
     Raises:
@@ -136,7 +136,7 @@ def parse_instances(document: dict[str, Any], query: RawOptions, max_images: int
     if len(instances) > max_images:
         raise TooManyImages(f"At most {max_images} images in one request.")
     images = tuple(_parse_instance(one, f"instances[{index}]") for index, one in enumerate(instances))
-    return Submission(images=images, options=document | (parameters or {}), query=query, has_instances=True)
+    return ImageSubmission(images=images, options=document | (parameters or {}), query=query, has_instances=True)
 
 
 def image_bytes(data: bytes, where: str, *, strict: bool = False) -> bytes:
@@ -169,7 +169,7 @@ def _parse_instance(instance: object, where: str) -> tuple[bytes, RawOptions]:
     return decode_base64(value, where), instance
 
 
-async def _read_form(request: Request, query: RawOptions, settings: Settings) -> Submission:
+async def _read_form(request: Request, query: RawOptions, settings: Settings) -> ImageSubmission:
     """File parts; a text part `data` or `body` is base64, as it is for TorchServe's own handlers."""
     async with aclosing(stream(request, settings.max_body_bytes)) as chunks:
         form = await read_form(request.headers, chunks, max_images=settings.max_images_per_request)
@@ -182,7 +182,7 @@ async def _read_form(request: Request, query: RawOptions, settings: Settings) ->
     if len(files) > settings.max_images_per_request:
         raise TooManyImages(f"At most {settings.max_images_per_request} images in one request.")
     options = from_pairs((name, value) for name, value in form.fields if name not in PART_NAMES)
-    return Submission(images=tuple((data, {}) for data in files), options=options, query=query)
+    return ImageSubmission(images=tuple((data, {}) for data in files), options=options, query=query)
 
 
 def _with_class_id(options: Mapping[str, Any]) -> RawOptions:

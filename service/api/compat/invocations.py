@@ -15,7 +15,7 @@ from fastapi.requests import Request
 from fastapi.responses import Response
 
 from service.api.compat.exchange import Inquiry, ask, documentation
-from service.api.compat.instances import Submission, attributes, read_any
+from service.api.compat.instances import ImageSubmission, attributes, read_any
 from service.api.compat.kserve import INSTANCES, explained_document
 from service.api.dependencies import Services, ServicesDependency, request_log_of
 from service.api.health import readyz
@@ -78,8 +78,8 @@ async def vertex_predict(request: Request, services: ServicesDependency) -> Resp
 
 async def _invoke(
     request: Request, services: Services, given: dict[str, Any], *, explain: bool
-) -> tuple[Submission, Inquiry, Answer]:
-    submissions: list[Submission] = []
+) -> tuple[ImageSubmission, Inquiry, Answer]:
+    submissions: list[ImageSubmission] = []
 
     async def read() -> Inquiry:
         submission = await read_any(request, services.settings)
@@ -97,7 +97,7 @@ async def _invoke(
     return submissions[0], inquiry, answer
 
 
-def _respond(request: Request, submission: Submission, inquiry: Inquiry, answer: Answer) -> Response:
+def _respond(request: Request, submission: ImageSubmission, inquiry: Inquiry, answer: Answer) -> Response:
     if submission.has_instances:
         return json_response({"predictions": answer.results}, measured_headers(answer))
     response = ExplainResponse if inquiry.explain else PredictResponse

@@ -14,8 +14,8 @@ from fastapi.requests import Request
 from fastapi.responses import Response
 
 from service import errors
-from service.api.compat.exchange import ModelName, ask, documentation, find_model, object_schema
-from service.api.compat.instances import Submission, read_instances
+from service.api.compat.exchange import CardName, ModelName, ask, documentation, object_schema
+from service.api.compat.instances import ImageSubmission, read_instances
 from service.api.dependencies import Phase, Services, ServicesDependency
 from service.api.responses import json_response, measured_headers
 from service.explain.results import Answer, ExplainResult
@@ -53,9 +53,9 @@ async def models(services: ServicesDependency) -> Response:
     openapi_extra=INSTANCES,
     **documentation("KServe v1: predict", "One for each instance.", object_schema(predictions=PREDICTIONS), asks=True),
 )
-async def predict(request: Request, services: ServicesDependency, model: ModelName) -> Response:
+async def predict(request: Request, services: ServicesDependency, card: CardName) -> Response:
     """Classifies instances; with parameter `explain` true each prediction holds its explanations too."""
-    _, answer = await ask(request, services, find_model(services, model), partial(_read, request, services, explain=False))
+    _, answer = await ask(request, services, card, partial(_read, request, services, explain=False))
     return json_response({"predictions": answer.results}, measured_headers(answer))
 
 
@@ -69,9 +69,9 @@ async def predict(request: Request, services: ServicesDependency, model: ModelNa
         asks=True,
     ),
 )
-async def explain(request: Request, services: ServicesDependency, model: ModelName) -> Response:
+async def explain(request: Request, services: ServicesDependency, card: CardName) -> Response:
     """Explains instances."""
-    _, answer = await ask(request, services, find_model(services, model), partial(_read, request, services, explain=True))
+    _, answer = await ask(request, services, card, partial(_read, request, services, explain=True))
     return json_response(explained_document(answer), measured_headers(answer))
 
 
@@ -83,9 +83,9 @@ async def explain(request: Request, services: ServicesDependency, model: ModelNa
         object_schema(name={"type": "string"}, ready={"type": "boolean"}),
     ),
 )
-async def model(services: ServicesDependency, model: ModelName) -> Response:
+async def model(services: ServicesDependency, model: ModelName, card: CardName) -> Response:
     """200 when the model is loaded and warm, 503 before."""
-    check_model_ready(services, find_model(services, model))
+    check_model_ready(services, card)
     return json_response({"name": model, "ready": True})
 
 
@@ -112,7 +112,7 @@ def explained_document(answer: Answer) -> dict[str, Any]:
 
 
 async def _read(request: Request, services: Services, *, explain: bool) -> Any:
-    submission: Submission = await read_instances(request, services.settings)
+    submission: ImageSubmission = await read_instances(request, services.settings)
     inquiry = submission.inquire(explain=explain)
     if inquiry.options.format not in (None, "json"):
         raise errors.NotAcceptable("format: this address answers with application/json; /explain answers with images.")

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 
 from service import __version__, errors
 from service.api.admin import load_model, require_admin
-from service.api.compat.exchange import ModelName, ModelVersion, documentation, find_model, object_schema
+from service.api.compat.exchange import CardName, ModelName, documentation, object_schema
 from service.api.compat.kserve import check_model_ready
 from service.api.dependencies import ServicesDependency
 from service.api.health import check_ready
@@ -74,17 +74,17 @@ async def ready(services: ServicesDependency) -> Response:
 
 @router.get("/models/{model}/ready", **documentation("Open Inference Protocol: is a model ready?", "It is.", READY))
 @router.get("/models/{model}/versions/{version}/ready", include_in_schema=False)
-async def model_ready(services: ServicesDependency, model: ModelName, version: ModelVersion | None = None) -> Response:
+async def model_ready(services: ServicesDependency, model: ModelName, card: CardName) -> Response:
     """200 when the model is loaded and warm, 503 before."""
-    check_model_ready(services, find_model(services, model, version))
+    check_model_ready(services, card)
     return json_response({"name": model, "ready": True})
 
 
 @router.get("/models/{model}", **documentation("Open Inference Protocol: describe a model", "Its tensors.", METADATA))
 @router.get("/models/{model}/versions/{version}", include_in_schema=False)
-async def metadata(services: ServicesDependency, model: ModelName, version: ModelVersion | None = None) -> Response:
+async def metadata(services: ServicesDependency, model: ModelName, card: CardName) -> Response:
     """Inputs, of which `class_id` may be left out, and outputs."""
-    info = services.registry.describe_one(find_model(services, model, version))
+    info = services.registry.describe_one(card)
     inputs, outputs = _tensors(info)
     return json_response(
         {"name": model, "versions": [info.version], "platform": "camserve", "inputs": inputs, "outputs": outputs}
@@ -96,9 +96,9 @@ async def metadata(services: ServicesDependency, model: ModelName, version: Mode
     **documentation("Open Inference Protocol: a model's configuration", "As Triton writes it.", {"type": "object"}),
 )
 @router.get("/models/{model}/versions/{version}/config", include_in_schema=False)
-async def config(services: ServicesDependency, model: ModelName, version: ModelVersion | None = None) -> Response:
+async def config(services: ServicesDependency, model: ModelName, card: CardName) -> Response:
     """Triton's model configuration, as far as it has a meaning here."""
-    info = services.registry.describe_one(find_model(services, model, version))
+    info = services.registry.describe_one(card)
     inputs, outputs = (
         [{"name": one["name"], "data_type": f"TYPE_{_config_type(one['datatype'])}", "dims": one["shape"]} for one in tensors]
         for tensors in _tensors(info)
@@ -170,9 +170,9 @@ CHANGE: Final[dict[str, Any]] = {"dependencies": [Depends(require_admin)]}
     **documentation("Open Inference Protocol: load a model", "It is ready."),
     **CHANGE,
 )
-async def load(services: ServicesDependency, model: ModelName) -> Response:
+async def load(services: ServicesDependency, card: CardName) -> Response:
     """Loads and warms the model, and answers when it is ready. Wants an admin key; the body is not read."""
-    await load_model(services, find_model(services, model))
+    await load_model(services, card)
     return Response()
 
 
@@ -181,7 +181,7 @@ async def load(services: ServicesDependency, model: ModelName) -> Response:
     **documentation("Open Inference Protocol: unload a model", "It is gone."),
     **CHANGE,
 )
-async def unload(services: ServicesDependency, model: ModelName) -> Response:
+async def unload(services: ServicesDependency, card: CardName) -> Response:
     """Refuses new requests for the model, finishes those it has, and gives its memory back. Wants an admin key."""
-    await services.registry.unload(find_model(services, model))
+    await services.registry.unload(card)
     return Response()

@@ -17,8 +17,8 @@ from fastapi.requests import Request
 from fastapi.responses import Response
 
 from service import errors
-from service.api.compat.exchange import Inquiry, ModelName, ModelVersion, ask, documentation, find_model
-from service.api.compat.instances import Submission, read_any
+from service.api.compat.exchange import CardName, Inquiry, ask, documentation
+from service.api.compat.instances import ImageSubmission, read_any
 from service.api.dependencies import Services, ServicesDependency, request_log_of
 from service.api.responses import OFFERS, answer_response, json_response, measured_headers, negotiate
 from service.explain.options import TensorOptions
@@ -59,17 +59,15 @@ router = APIRouter(default_response_class=Response)
 @router.put("/predictions/{model}", **LABEL_SCORES)
 @router.post("/predictions/{model}/{version}", include_in_schema=False)
 @router.put("/predictions/{model}/{version}", include_in_schema=False)
-async def predictions(
-    request: Request, services: ServicesDependency, model: ModelName, version: ModelVersion | None = None
-) -> Response:
+async def predictions(request: Request, services: ServicesDependency, card: CardName) -> Response:
     """Classifies an image. The address may end in the model's version."""
-    submission: list[Submission] = []
+    submission: list[ImageSubmission] = []
 
     async def read() -> Inquiry:
         submission.append(await read_any(request, services.settings))
         return submission[0].inquire(explain=False)
 
-    inquiry, answer = await ask(request, services, find_model(services, model, version), read)
+    inquiry, answer = await ask(request, services, card, read)
     if inquiry.options.format == "json":
         return _native(request, answer)
     scores = [_label_scores(result) for result in answer.results]
@@ -81,13 +79,9 @@ async def predictions(
 @router.put("/explanations/{model}", **EXPLANATION)
 @router.post("/explanations/{model}/{version}", include_in_schema=False)
 @router.put("/explanations/{model}/{version}", include_in_schema=False)
-async def explanations(
-    request: Request, services: ServicesDependency, model: ModelName, version: ModelVersion | None = None
-) -> Response:
+async def explanations(request: Request, services: ServicesDependency, card: CardName) -> Response:
     """Explains an image. The address may end in the model's version."""
-    inquiry, answer = await ask(
-        request, services, find_model(services, model, version), partial(_read_explanation, request, services)
-    )
+    inquiry, answer = await ask(request, services, card, partial(_read_explanation, request, services))
     if not isinstance(inquiry.options, TensorOptions):
         return _native(request, answer)
     maps = [one.heatmaps for one in answer.tensors]
