@@ -40,18 +40,19 @@ LABEL org.opencontainers.image.title="camserve" \
 # Some libraries ask for the user's name and home; a bare number has none.
 RUN useradd --system --uid 10001 --home-dir /tmp --shell /usr/sbin/nologin camserve
 COPY --from=builder /opt/camserve /opt/camserve
-COPY models /models
 # Bytecode was compiled in the builder. Nothing is written outside /tmp, so the root may be read-only.
 ENV PATH=/opt/camserve/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    CAMSERVE_MODELS_DIR=/models \
-    CAMSERVE_PORT=8000
+    CAMSERVE_HOST=0.0.0.0
 WORKDIR /tmp
 USER 10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
+# The port is the first of these that a platform has set, as in service/settings.py.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python3", "-c", "import http.client, os, sys; probe = http.client.HTTPConnection('127.0.0.1', int(os.environ['CAMSERVE_PORT']), timeout=4); probe.request('GET', '/readyz'); sys.exit(probe.getresponse().status != 200)"]
-CMD ["camserve", "serve", "--host", "0.0.0.0"]
+    CMD ["python3", "-c", "import http.client, os, sys; names = ('CAMSERVE_PORT', 'AIP_HTTP_PORT', 'SAGEMAKER_BIND_TO_PORT', 'PORT'); port = next((os.environ[name] for name in names if os.environ.get(name)), '8000'); probe = http.client.HTTPConnection('127.0.0.1', int(port), timeout=4); probe.request('GET', '/readyz'); sys.exit(probe.getresponse().status != 200)"]
+# Platforms append what they want to the entry point: SageMaker `serve`, KServe arguments of its own.
+ENTRYPOINT ["camserve"]
+CMD ["serve"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import structlog
 from fastapi import APIRouter, FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware import Middleware
 
 from service import __version__
@@ -16,12 +18,13 @@ from service.api import admin, catalogue, health, openapi, problems, routes
 from service.api.compat import infer, kserve, open_inference, torchserve
 from service.api.compat.invocations import sagemaker_router, vertex_router
 from service.api.dependencies import Lifecycle, Services
-from service.api.middleware import PUBLIC_PATHS, ApiKeyMiddleware, HeadMiddleware, RequestLogMiddleware
+from service.api.middleware import PUBLIC_PATHS, QUIET_ROUTES, ApiKeyMiddleware, HeadMiddleware, RequestLogMiddleware
 from service.errors import ConfigurationError
 from service.explain.explainer import Explainer
 from service.explain.registry import Registry
 from service.settings import Settings
 from service.telemetry import Metrics, configure_logging
+from service.tracing import OpenTelemetryTracer, Tracer, create_tracer
 
 DESCRIPTION = """Explanations for image classifiers: send an image, get back where its class was found.
 
@@ -48,12 +51,13 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
     settings = settings or Settings()
     metrics = Metrics()
     configure_logging(settings)
+    tracer = create_tracer()
     registry = Registry(settings, metrics)
     codecs = ThreadPoolExecutor(settings.codec_threads, thread_name_prefix="codec")  # its threads start with their first task
     services = Services(
         settings=settings,
         registry=registry,
-        explainer=Explainer(registry, settings, codecs, metrics),
+        explainer=Explainer(registry, settings, codecs, metrics, tracer),
         metrics=metrics,
         lifecycle=Lifecycle(),
     )
@@ -62,12 +66,15 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
         title="camserve",
         version=__version__,
         description=DESCRIPTION,
-        lifespan=_lifespan(services, codecs, on_fatal),
+        lifespan=_lifespan(services, codecs, tracer, on_fatal),
         middleware=[
             Middleware(HeadMiddleware),
-            Middleware(RequestLogMiddleware, metrics=metrics, lifecycle=services.lifecycle, probes=probes),
+            Middleware(
+                RequestLogMiddleware, metrics=metrics, lifecycle=services.lifecycle, tracer=tracer, quiet=QUIET_ROUTES | probes
+            ),
             *([Middleware(ApiKeyMiddleware, keys=settings.api_keys, probes=probes)] if settings.api_keys else []),
         ],
+        telemetry=_telemetry(tracer),
         redirect_slashes=False,  # a redirect would repeat the client's Host header
         redoc_url=None,
     )
@@ -97,8 +104,20 @@ def _routers(settings: Settings) -> Iterator[APIRouter]:
         yield sagemaker_router()
 
 
+def _telemetry(tracer: Tracer) -> TelemetryConfig:
+    """FastAPI's own OpenTelemetry: a span for each request, but for probes and scrapes. Metrics and logs are ours."""
+    config = TelemetryConfig(tracing=False, metrics=False, logs=False, operation_spans=False)
+    if isinstance(tracer, OpenTelemetryTracer):
+        config |= TelemetryConfig(tracing=True, tracer_provider=tracer.provider, exclude=_is_untraced)
+    return config
+
+
+def _is_untraced(scope: MutableMapping[str, Any]) -> bool:
+    return scope["path"] in QUIET_ROUTES
+
+
 def _lifespan(
-    services: Services, codecs: ThreadPoolExecutor, on_fatal: Callable[[BaseException], None] | None
+    services: Services, codecs: ThreadPoolExecutor, tracer: Tracer, on_fatal: Callable[[BaseException], None] | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -111,6 +130,8 @@ def _lifespan(
                 loading.cancel()
                 await asyncio.gather(loading, return_exceptions=True)
                 await services.registry.close()
+                if isinstance(tracer, OpenTelemetryTracer):
+                    await asyncio.to_thread(tracer.close)
 
     return lifespan
 

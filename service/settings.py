@@ -21,7 +21,8 @@ _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED_MODELS = _PACKAGE / "models"
 # The cards that come with the service: an installation has them inside the package, a checkout beside it.
 DEFAULT_MODELS_DIR = _INSTALLED_MODELS if _INSTALLED_MODELS.is_dir() else _PACKAGE.parent / "models"
-
+# Where KServe, SageMaker and this project's compose file mount models.
+MOUNTED_MODELS_DIRS = (Path("/mnt/models"), Path("/opt/ml/model"), Path("/models"))
 # What platforms set in a container: Vertex AI, SageMaker, and Knative and Cloud Run (PORT). The first that is there counts.
 PLATFORM_VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "port": ("AIP_HTTP_PORT", "SAGEMAKER_BIND_TO_PORT", "PORT"),
@@ -44,13 +45,24 @@ def _known_protocols(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def find_models_dir() -> Path:
+    """The folder of models where none is named: the first that a platform has mounted and filled, else the service's own."""
+    for folder in MOUNTED_MODELS_DIRS:
+        try:
+            if any(folder.iterdir()):
+                return folder
+        except OSError:
+            continue
+    return DEFAULT_MODELS_DIR
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Route = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~:@-]+)+$", max_length=256)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
-    """The service's settings; see the README's table."""
+    """The service's settings; see docs/settings.md."""
 
     model_config = SettingsConfigDict(env_prefix="CAMSERVE_", frozen=True, extra="forbid", env_ignore_empty=True)
 
@@ -58,7 +70,9 @@ class Settings(BaseSettings):
         ("efficientnet_lite0",),
         description="Models to load at start: cards, or references such as timm/resnet50.a1_in1k; the first is the default.",
     )
-    models_dir: Path = Field(DEFAULT_MODELS_DIR, description="Folder of model cards (*.toml) and of folders with a model each.")
+    models_dir: Path = Field(
+        default_factory=find_models_dir, description="Folder of model cards (*.toml) and of folders with a model each."
+    )
     device: str = Field(
         "auto", description="auto (cuda when there is one), cpu, cuda or cuda:N.", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
     )
@@ -185,6 +199,12 @@ def variable_of(field: str) -> str:
     if os.environ.get(own):
         return own
     return next((name for name in PLATFORM_VARIABLES.get(field, ()) if os.environ.get(name)), own)
+
+
+def tracing_requested() -> bool:
+    """Whether OpenTelemetry's own environment variables name an endpoint for traces, and do not turn the SDK off."""
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true" and any(os.environ.get(name) for name in endpoints)
 
 
 def _available_cores() -> int:

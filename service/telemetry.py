@@ -12,8 +12,8 @@ from typing import Final, TextIO
 
 import orjson
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -145,6 +145,11 @@ class Metrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
 
-    def render(self) -> tuple[bytes, str]:
-        """Everything measured so far, as Prometheus text, with its content type."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Everything measured so far, with its content type: OpenMetrics, which has exemplars, or Prometheus text.
+
+        Args:
+            accept: of the request.
+        """
+        generate, content_type = choose_encoder(accept)
+        return generate(self.registry), content_type

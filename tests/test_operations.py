@@ -77,7 +77,8 @@ def test_what_the_image_must_not_hold_stays_away(path: str) -> None:
 
 def test_the_image_runs_without_root_and_says_how_it_is() -> None:
     assert last("USER") == "10001"
-    assert json.loads(last("CMD")) == ["camserve", "serve", "--host", "0.0.0.0"]
+    assert json.loads(last("ENTRYPOINT")) == ["camserve"]
+    assert json.loads(last("CMD")) == ["serve"]
     assert last("STOPSIGNAL") == "SIGTERM"
     assert last("EXPOSE") == str(Settings.model_fields["port"].default)
     probe = json.loads(last("HEALTHCHECK").partition("CMD ")[2])

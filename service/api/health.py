@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from service import __version__, errors
@@ -80,7 +80,7 @@ def check_ready(services: Services) -> None:
     response_class=Response,
     responses={200: {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def metrics(services: ServicesDependency) -> Response:
-    """Requests, stage durations, batch sizes, queue depth, rejections and readiness."""
-    body, content_type = services.metrics.render()
+async def metrics(services: ServicesDependency, request: Request) -> Response:
+    """Requests, stage durations, batch sizes, queue depth, rejections and readiness; with exemplars as OpenMetrics."""
+    body, content_type = services.metrics.render(request.headers.get("accept", ""))
     return Response(body, media_type=content_type)

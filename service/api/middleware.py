@@ -20,11 +20,13 @@ from service.api.auth import ApiKeySet, refusal
 from service.api.dependencies import Lifecycle, Phase, RequestLog, request_log_of
 from service.api.problems import answer_problem, internal_error
 from service.telemetry import Metrics
+from service.tracing import Tracer
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 TRACE_PARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 # Whoever asks these may not have a key: balancers and orchestrators.
 PUBLIC_PATHS: Final = frozenset({"/livez", "/readyz", "/healthz", "/health", "/ping", "/v2/health/live", "/v2/health/ready"})
+QUIET_ROUTES: Final = PUBLIC_PATHS | {"/metrics"}
 ADMIN_PATHS: Final = ("/admin/", "/v2/repository/models/")
 
 log = structlog.get_logger("service.api.requests")
@@ -51,11 +53,14 @@ class HeadMiddleware:
 class RequestLogMiddleware:
     """Gives each request an id and a log, writes its log line and metrics at its end, and answers what nobody caught."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, probes: frozenset[str] = PUBLIC_PATHS) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, tracer: Tracer, quiet: frozenset[str] = QUIET_ROUTES
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.lifecycle = lifecycle
-        self._quiet = probes | {"/metrics"}
+        self.tracer = tracer
+        self._quiet = quiet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Surrounds one request."""
@@ -67,8 +72,8 @@ class RequestLogMiddleware:
         request_log = RequestLog(id=given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         scope.setdefault("state", {})["request_log"] = request_log
         bound = {"request_id": request_log.id}
-        if trace := TRACE_PARENT.fullmatch(headers.get("traceparent", "")):
-            bound["trace_id"] = trace[1]
+        if trace_id := self._trace_id(headers):
+            bound["trace_id"] = trace_id
         started = False
 
         async def observed_send(message: Message) -> None:
@@ -97,9 +102,14 @@ class RequestLogMiddleware:
                     raise  # too late for an answer: the server must cut the connection
                 await answer_problem(internal_error(), scope)(scope, receive, observed_send)
             finally:
-                self._conclude(scope, request_log)
+                self._conclude(scope, request_log, trace_id)
 
-    def _conclude(self, scope: Scope, request_log: RequestLog) -> None:
+    def _trace_id(self, headers: Headers) -> str | None:
+        """The trace that the request is part of, here or at whoever sent it."""
+        sent = TRACE_PARENT.fullmatch(headers.get("traceparent", ""))
+        return self.tracer.trace_id() or (sent[1] if sent else None)
+
+    def _conclude(self, scope: Scope, request_log: RequestLog, trace_id: str | None) -> None:
         route = getattr(scope.get("route"), "path", "other")
         client = scope.get("client")
         write = log.debug if route in self._quiet else log.info
@@ -111,7 +121,8 @@ class RequestLogMiddleware:
             **request_log.describe(),
         )
         self.metrics.requests.labels(route=route, model=request_log.model, status=str(request_log.status)).inc()
-        self.metrics.request_seconds.labels(route=route).observe(request_log.seconds)
+        exemplar = {"trace_id": trace_id} if trace_id else None
+        self.metrics.request_seconds.labels(route=route).observe(request_log.seconds, exemplar)
         if request_log.code is not None:
             self.metrics.rejections.labels(code=request_log.code).inc()
 

@@ -31,6 +31,7 @@ from service.cli.parameters import (
     format_error,
     format_message,
 )
+from service.cli.platform_arguments import adapt_arguments
 from service.errors import CamserveError, ConfigurationError
 from service.settings import Settings
 
@@ -222,7 +223,10 @@ def bench(
 def main() -> None:
     """Entry point of the `camserve` command."""
     gc.set_threshold(*COLLECTION_THRESHOLDS)
-    if not sys.argv[1:]:
+    arguments, ignored = adapt_arguments(sys.argv[1:])
+    if not arguments:
         app.help_print()
         sys.exit(WRONG_COMMAND_LINE)
-    app()
+    if ignored:
+        err.print(format_message(f"these arguments of a platform mean nothing here and are ignored: {', '.join(ignored)}"))
+    app(arguments)

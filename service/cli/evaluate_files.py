@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import statistics
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,10 +14,9 @@ from typing import Final
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from service.cli.explain_files import DEADLINE_S, find_images
+from service.cli.explain_files import DEADLINE_S, find_images, image_progress
 from service.engine.types import Evaluation
 from service.errors import ImageError, ParameterInvalid
 from service.explain.explainer import Explainer
@@ -98,21 +98,30 @@ async def _measure_all(
         explainer = Explainer(registry, settings, codecs, metrics)
         for method in methods:
             registry.get(None).network.resolve_method(method)  # better now than after an hour
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=out, transient=True) as progress:
-            task = progress.add_task("measuring", total=len(files) * len(methods))
+        runs = [(file, method) for file in files for method in methods]
+        with image_progress(out) as progress:
+            task = progress.add_task("measuring", total=len(runs))
+            started = time.perf_counter()
             # One at a time, for they are timed.
-            for file in files:
-                for method in methods:
-                    try:
-                        evaluations += await _measure(explainer, file, method, options)
-                    except ImageError as error:
-                        failed[file] = error.detail
-                    except OSError as error:
-                        failed[file] = error.strerror or "cannot be read"
-                    progress.advance(task)
+            for number, (file, method) in enumerate(runs):
+                try:
+                    evaluations += await _measure(explainer, file, method, options)
+                except ImageError as error:
+                    failed[file] = error.detail
+                except OSError as error:
+                    failed[file] = error.strerror or "cannot be read"
+                progress.advance(task)
+                if number == 0:
+                    _print_estimate(files, methods, time.perf_counter() - started, out)
         await registry.close()
     return evaluations, failed
+
+
+def _print_estimate(files: Sequence[Path], methods: Sequence[str], seconds: float, out: Console) -> None:
+    """How long all of it will take, from the time of the first image and method."""
+    total = seconds * len(files) * len(methods)
+    length = f"{total / 60:.0f} minutes" if total > 90 else f"{total:.0f} seconds"
+    out.print(f"images: {len(files)}, methods: {len(methods)}, together about {length}", highlight=False)
 
 
 async def _measure(explainer: Explainer, file: Path, method: str, options: ExplainOptions) -> list[MethodEvaluation]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from service.errors import DeadlineExceeded, EngineError, ImageError, ParameterInvalid
 from service.explain.explainer import Explainer
@@ -111,6 +112,20 @@ def explain_files(paths: Iterable[Path], folder: Path, options: ExplainOptions, 
     return len({record.file for record in records if record.error})
 
 
+class RateColumn(ProgressColumn):
+    """Images per second, once the first are done."""
+
+    def render(self, task: Task) -> Text:
+        """The rate as text, or nothing."""
+        return Text(f"{task.speed:.1f} a second" if task.speed else "", style="progress.data.speed")
+
+
+def image_progress(out: Console) -> Progress:
+    """A progress bar with what is done, how fast, and how long the rest will take."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=out, transient=True)
+
+
 async def _explain_all(
     overlays: Mapping[Path, Path], options: ExplainOptions, settings: Settings, out: Console
 ) -> list[ExplanationRecord]:
@@ -123,10 +138,9 @@ async def _explain_all(
         with out.status("loading the model"):
             await registry.start()
         explainer = Explainer(registry, settings, codecs, metrics)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         # Enough at once to fill a batch while the next is being decoded, no more: images are held in memory.
         at_once = asyncio.Semaphore(2 * settings.max_batch_size)
-        with Progress(*columns, console=out, transient=True) as progress:
+        with image_progress(out) as progress:
             task = progress.add_task("explaining", total=len(overlays))
 
             async def explain(file: Path, overlay: Path) -> list[ExplanationRecord]:

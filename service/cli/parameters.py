@@ -54,7 +54,9 @@ def expose_fields(groups: Mapping[Group, Iterable[str]]) -> Callable[[type[Model
             annotation, metadata = parts["annotation"], parts["metadata"]
             parameter = Parameter(parse=False)
             if name in group_of:
-                parameter = Parameter(group=group_of[name], show_default=_default_in_help(field.get_default()))
+                parameter = Parameter(
+                    group=group_of[name], show_default=_default_in_help(field.get_default(call_default_factory=True))
+                )
             definitions[name] = Annotated[(annotation, *metadata, parameter, Field(**parts["attributes"]))]
         return create_model(model.__name__, __base__=model, __doc__=model.__doc__, __module__=model.__module__, **definitions)
 

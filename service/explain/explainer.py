@@ -35,6 +35,7 @@ from service.explain.scheduler import BatchResult, Checkpoint, Deadline, Job, Re
 from service.imaging.headers import Limits
 from service.settings import Settings
 from service.telemetry import Metrics
+from service.tracing import Interval, NullTracer, Tracer
 from service.vocabulary import STAGES, CachePolicy, CacheStatus, Delivery, Stage
 
 T = TypeVar("T")
@@ -65,14 +66,18 @@ class Explainer:
         settings: limits.
         codecs: threads that decode and render, so that the event loop never does.
         metrics: told the time of every stage.
+        tracer: told when every stage began and ended.
     """
 
-    def __init__(self, registry: Registry, settings: Settings, codecs: Executor, metrics: Metrics) -> None:
+    def __init__(
+        self, registry: Registry, settings: Settings, codecs: Executor, metrics: Metrics, tracer: Tracer | None = None
+    ) -> None:
         self._registry = registry
         self._settings = settings
         self._limits = Limits(max_pixels=settings.max_image_pixels)
         self._codecs = codecs
         self._metrics = metrics
+        self._tracer = tracer or NullTracer()
 
     async def explain(
         self,
@@ -180,21 +185,28 @@ class Explainer:
         inferred = clock()
         rendered, media = await self._render(inference.render, combined)
         results = inference.results
-        seconds: dict[Stage, float] = {
-            "decode": decoded - started,
-            "queue": max(result.queued_s for result in results),
-            "infer": max(result.ran_s for result in results),
-            "render": clock() - inferred,
+        ran = decoded + max(result.queued_s for result in results)
+        intervals: dict[Stage, Interval] = {
+            "decode": (started, decoded),
+            "queue": (decoded, ran),
+            "infer": (ran, ran + max(result.ran_s for result in results)),
+            "render": (inferred, clock()),
         }
+        seconds = {stage: end - start for stage, (start, end) in intervals.items()}
         for stage in STAGES:
             self._metrics.stage_seconds.labels(stage).observe(seconds[stage])
+        batch_size = max(result.batch_size for result in results)
+        method = plan.method.name if isinstance(plan, Plan) and plan.explains else ""
+        self._tracer.record_stages(
+            intervals, {"model": plan.model.card.name, "method": method, "batch_size": batch_size, "images": len(plan.images)}
+        )
         self._metrics.images.labels(plan.model.card.name).inc(len(plan.images))
         milliseconds = {stage: round(1000 * seconds[stage], DIGITS) for stage in STAGES}
         return Answer(
             model=plan.model.identity_of([result.value for result in results]),
             results=tuple(image.result for image in rendered),
             timings=Timings(**milliseconds, total=round(1000 * (clock() - started), DIGITS)),
-            batch_size=max(result.batch_size for result in results),
+            batch_size=batch_size,
             media=media,
             cache=inference.status,
             tensors=tuple(image.tensors for image in rendered if image.tensors is not None),
