@@ -84,35 +84,35 @@ async def test_a_parameter_puts_explanations_into_predictions(whole: httpx.Async
     assert answer.json().keys() == {"predictions"}
 
 
-@pytest.mark.parametrize(
-    ("document", "status", "code"),
-    [
-        ({}, 422, "image_missing"),
-        ({"instances": []}, 422, "image_missing"),
-        ({"instances": "x"}, 422, "image_missing"),
-        ({"instances": [1]}, 422, "image_missing"),
-        ({"instances": [{}]}, 422, "image_missing"),
-        ({"instances": [{"b64": TEXT, "data": TEXT}]}, 422, "image_missing"),
-        ({"instances": [{"image": {"b64": TEXT, "x": 1}}]}, 422, "image_missing"),
-        ({"instances": [{"image": {"b64": None}}]}, 422, "image_missing"),
-        ({"instances": ["?"]}, 400, "base64_invalid"),
-        ({"instances": [b64(b"no image")]}, 415, "unsupported_image_type"),
-        ({"instances": [TEXT] * 17}, 422, "too_many_images"),
-        ({"instances": [TEXT], "parameters": 1}, 400, "json_invalid"),
-        ({"instances": [TEXT], "parameters": {"nonsense": 1}}, 422, "parameter_invalid"),
-        ({"instances": [TEXT], "parameters": {"explain": 7}}, 422, "parameter_invalid"),
-        ({"instances": [TEXT], "parameters": {"format": "png"}}, 406, "not_acceptable"),
-        ({"instances": [TEXT], "parameters": {"model": "other"}}, 422, "parameter_invalid"),
-        ({"instances": [TEXT], "signature_name": "x"}, 422, "parameter_invalid"),
-        ({"instances": [{"b64": TEXT, "target": 1, "class_id": 1}]}, 422, "parameter_invalid"),
-        ({"instances": [{"b64": TEXT, "class_id": 10**6}]}, 422, "class_not_found"),
-    ],
-)
-async def test_refused(whole: httpx.AsyncClient, document: dict[str, Any], status: int, code: str) -> None:
-    answer = await ask(whole, "explain", document)
-    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.json()["error"] == answer.json()["detail"]
+REFUSED: list[tuple[dict[str, Any], int, str]] = [
+    ({}, 422, "image_missing"),
+    ({"instances": []}, 422, "image_missing"),
+    ({"instances": "x"}, 422, "image_missing"),
+    ({"instances": [1]}, 422, "image_missing"),
+    ({"instances": [{}]}, 422, "image_missing"),
+    ({"instances": [{"b64": TEXT, "data": TEXT}]}, 422, "image_missing"),
+    ({"instances": [{"image": {"b64": TEXT, "x": 1}}]}, 422, "image_missing"),
+    ({"instances": [{"image": {"b64": None}}]}, 422, "image_missing"),
+    ({"instances": ["?"]}, 400, "base64_invalid"),
+    ({"instances": [b64(b"no image")]}, 415, "unsupported_image_type"),
+    ({"instances": [TEXT] * 17}, 422, "too_many_images"),
+    ({"instances": [TEXT], "parameters": 1}, 400, "json_invalid"),
+    ({"instances": [TEXT], "parameters": {"nonsense": 1}}, 422, "parameter_invalid"),
+    ({"instances": [TEXT], "parameters": {"explain": 7}}, 422, "parameter_invalid"),
+    ({"instances": [TEXT], "parameters": {"format": "png"}}, 406, "not_acceptable"),
+    ({"instances": [TEXT], "parameters": {"model": "other"}}, 422, "parameter_invalid"),
+    ({"instances": [TEXT], "signature_name": "x"}, 422, "parameter_invalid"),
+    ({"instances": [{"b64": TEXT, "target": 1, "class_id": 1}]}, 422, "parameter_invalid"),
+    ({"instances": [{"b64": TEXT, "class_id": 10**6}]}, 422, "class_not_found"),
+]
+
+
+async def test_refused(whole: httpx.AsyncClient) -> None:
+    for document, status, code in REFUSED:
+        answer = await ask(whole, "explain", document)
+        assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.json()["error"] == answer.json()["detail"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b'{"instances": NaN}'])
@@ -126,21 +126,21 @@ async def test_a_compressed_body_is_refused(whole: httpx.AsyncClient) -> None:
     assert (answer.status_code, answer.json()["code"]) == (415, "content_encoding_unsupported")
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/v1/models/nowhere", 404),
-        ("GET", "/v1/models/tiny:explain", 404),
-        ("POST", "/v1/models/a:b:explain", 404),
-        ("POST", "/v1/models/nowhere:explain", 404),
-        ("POST", "/v1/models/tiny:summarize", 405),
-        ("PUT", "/v1/models/tiny:explain", 405),
-        ("GET", "/v1/nothing", 404),
-    ],
-)
-async def test_addresses_that_are_not_there(whole: httpx.AsyncClient, method: str, path: str, status: int) -> None:
-    answer = await whole.request(method, path)
-    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+NOWHERE: list[tuple[str, str, int]] = [
+    ("GET", "/v1/models/nowhere", 404),
+    ("GET", "/v1/models/tiny:explain", 404),
+    ("POST", "/v1/models/a:b:explain", 404),
+    ("POST", "/v1/models/nowhere:explain", 404),
+    ("POST", "/v1/models/tiny:summarize", 405),
+    ("PUT", "/v1/models/tiny:explain", 405),
+    ("GET", "/v1/nothing", 404),
+]
+
+
+async def test_addresses_that_are_not_there(whole: httpx.AsyncClient) -> None:
+    for method, path, status in NOWHERE:
+        answer = await whole.request(method, path)
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
 
 
 async def test_models(whole: httpx.AsyncClient) -> None:
