@@ -27,6 +27,7 @@ pytestmark = pytest.mark.anyio
 IMAGE = make.save(make.scene(96, 48), "PNG")
 TEXT = b64(IMAGE)
 KEY = "k" * 32
+CANARY = "CANARY-4f1d"
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 
 
@@ -194,3 +195,27 @@ def test_that_name_is_no_other_card_s(tmp_path: Path) -> None:
 def test_that_name_can_stand_in_an_address(name: str) -> None:
     with pytest.raises(ValueError, match="model_name"):
         Settings(model_name=name)
+
+
+# Nothing comes back -------------------------------------------------------------------------------------------------------
+
+
+async def test_no_header_of_a_request_comes_back(whole: httpx.AsyncClient) -> None:
+    names = ("Authorization", "Cookie", "User-Agent", "X-API-Key", "ce-id", "ce-source", "X-Custom", "Referer", "Origin")
+    headers = dict.fromkeys(names, CANARY) | {
+        "X-Request-ID": f"{CANARY} {CANARY}",
+        "X-Amzn-SageMaker-Inference-Id": CANARY,
+    }
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [b64(IMAGE)]}
+    bodies = ({"json": {"instances": [b64(IMAGE)]}}, {"json": {"inputs": [tensor]}}, {"content": IMAGE}, {"content": b""})
+    paths = (await whole.get("/openapi.json")).json()["paths"]
+    statuses = set()
+    for path, methods in paths.items():
+        for method in methods:
+            for body in bodies if method != "get" else ({},):
+                answer = await whole.request(method, path.replace("{model}", "tiny"), headers=headers, **body)
+                statuses.add(answer.status_code)
+                assert answer.status_code < 500
+                assert CANARY not in answer.text
+                assert CANARY not in str(answer.headers)
+    assert {200, 400, 401, 422} <= statuses
