@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import structlog
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.middleware import Middleware
 
 from service import __version__
 from service.api import admin, catalogue, health, openapi, problems, routes
+from service.api.compat import infer, kserve, open_inference, torchserve
+from service.api.compat.invocations import sagemaker_router, vertex_router
 from service.api.dependencies import Lifecycle, Services
-from service.api.middleware import QUIET_ROUTES, ApiKeyMiddleware, HeadMiddleware, RequestLogMiddleware
+from service.api.middleware import PUBLIC_PATHS, QUIET_ROUTES, ApiKeyMiddleware, HeadMiddleware, RequestLogMiddleware
 from service.errors import ConfigurationError
 from service.explain.explainer import Explainer
 from service.explain.registry import Registry
@@ -60,6 +62,7 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
         metrics=metrics,
         lifecycle=Lifecycle(),
     )
+    probes = PUBLIC_PATHS | {route for route in (settings.vertex_health_route,) if route}
     app = FastAPI(
         title="camserve",
         version=__version__,
@@ -67,19 +70,39 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
         lifespan=_lifespan(services, codecs, tracer, on_fatal),
         middleware=[
             Middleware(HeadMiddleware),
-            Middleware(RequestLogMiddleware, metrics=metrics, lifecycle=services.lifecycle, tracer=tracer),
-            *([Middleware(ApiKeyMiddleware, keys=settings.api_keys)] if settings.api_keys else []),
+            Middleware(
+                RequestLogMiddleware, metrics=metrics, lifecycle=services.lifecycle, tracer=tracer, quiet=QUIET_ROUTES | probes
+            ),
+            *([Middleware(ApiKeyMiddleware, keys=settings.api_keys, probes=probes)] if settings.api_keys else []),
         ],
         telemetry=_telemetry(tracer),
         redirect_slashes=False,  # a redirect would repeat the client's Host header
         redoc_url=None,
     )
     services.install(app)
-    for router in (routes.router, catalogue.router, admin.router, health.router):
+    for router in _routers(settings):
         app.include_router(router)
     problems.install(app)
     openapi.install(app)
     return app
+
+
+def _routers(settings: Settings) -> Iterator[APIRouter]:
+    """Those of the protocols that the operator wants, and those that every service has."""
+    wanted = set(settings.protocols)
+    if "vertex" in wanted:
+        yield vertex_router(settings)  # the first, for its addresses are the operator's choice and may be any
+    if "native" in wanted:
+        yield from (routes.router, catalogue.router)
+    yield from (admin.router, health.router)
+    if "kserve" in wanted:
+        yield kserve.router
+    if "oip" in wanted:
+        yield from (open_inference.router, infer.router)
+    if "torchserve" in wanted:
+        yield torchserve.router
+    if "sagemaker" in wanted:
+        yield sagemaker_router()
 
 
 def _telemetry(tracer: Tracer) -> TelemetryConfig:

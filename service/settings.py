@@ -1,19 +1,21 @@
 """Everything an operator may turn, in one frozen object.
 
-Values come, in rising order of strength, from the defaults below, from ``CAMSERVE_*`` environment variables and from the
-command line. Nothing else in the package reads the environment.
+Values come, in rising order of strength, from the defaults below, from the variables that platforms set in the containers that
+they start, from ``CAMSERVE_*`` environment variables and from the command line. Nothing else in the package reads the
+environment.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from service.vocabulary import EngineOption, PrecisionOption
+from service.vocabulary import EngineOption, PrecisionOption, Protocol
 
 _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED_MODELS = _PACKAGE / "models"
@@ -21,6 +23,12 @@ _INSTALLED_MODELS = _PACKAGE / "models"
 DEFAULT_MODELS_DIR = _INSTALLED_MODELS if _INSTALLED_MODELS.is_dir() else _PACKAGE.parent / "models"
 # Where KServe, SageMaker and this project's compose file mount models.
 MOUNTED_MODELS_DIRS = (Path("/mnt/models"), Path("/opt/ml/model"), Path("/models"))
+# What platforms set in a container: Vertex AI, SageMaker, and Knative and Cloud Run (PORT). The first that is there counts.
+PLATFORM_VARIABLES: Final[dict[str, tuple[str, ...]]] = {
+    "port": ("AIP_HTTP_PORT", "SAGEMAKER_BIND_TO_PORT", "PORT"),
+    "vertex_health_route": ("AIP_HEALTH_ROUTE",),
+    "vertex_predict_route": ("AIP_PREDICT_ROUTE",),
+}
 
 
 def _split(value: object) -> object:
@@ -29,6 +37,12 @@ def _split(value: object) -> object:
     if isinstance(parts, (list, tuple)) and all(isinstance(part, str) for part in parts):
         return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
     return value
+
+
+def _known_protocols(names: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := set(names) - set(get_args(Protocol)):
+        raise ValueError(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(get_args(Protocol))}")
+    return names
 
 
 def find_models_dir() -> Path:
@@ -58,6 +72,7 @@ def _folder_or_none(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Route = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~:@-]+)+$", max_length=256)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 
 
@@ -130,6 +145,31 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto is console on a terminal, else json.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    protocols: Annotated[Names, AfterValidator(_known_protocols)] = Field(
+        get_args(Protocol), description="Whose requests are answered; the routes of the others are not there."
+    )
+    model_name: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9._-]{1,253}$",
+        description="Another name of the first model, such as its InferenceService's, for the protocols of other servers.",
+    )
+    vertex_health_route: Route | None = Field(None, description="Address that Vertex AI probes; AIP_HEALTH_ROUTE.")
+    vertex_predict_route: Route | None = Field(
+        None, description="Address that Vertex AI sends instances to; AIP_PREDICT_ROUTE."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Where values come from, the strongest first."""
+        return init_settings, env_settings, _PlatformEnvironment(settings_cls)
+
     @property
     def cores(self) -> int:
         """Cores this process may use."""
@@ -158,6 +198,28 @@ class Settings(BaseSettings):
         if len(set(self.models)) != len(self.models):
             raise ValueError(f"models: each card once, got {', '.join(self.models)}")
         return self
+
+
+class _PlatformEnvironment(PydanticBaseSettingsSource):
+    """The variables that platforms set; an empty one counts as not set."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        """The value of a field, None where no platform sets one, with the field's name; never JSON."""
+        names = PLATFORM_VARIABLES.get(field_name, ())
+        return next((value for name in names if (value := os.environ.get(name))), None), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Every field that a platform sets."""
+        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def variable_of(field: str) -> str:
+    """The environment variable that a field's value comes from, or would come from if any were set."""
+    own = f"{Settings.model_config['env_prefix']}{field}".upper()
+    if os.environ.get(own):
+        return own
+    return next((name for name in PLATFORM_VARIABLES.get(field, ()) if os.environ.get(name)), own)
 
 
 def tracing_requested() -> bool:

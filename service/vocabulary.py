@@ -46,6 +46,8 @@ Size = NamedSize | int  # of what is rendered: an int is the longest side, in pi
 SizeOption = Literal["original", "input", "grid"]  # the last of maps only, see `explain.cells`
 
 # Answers.
+Protocol = Literal["native", "kserve", "oip", "torchserve", "sagemaker", "vertex"]
+TensorName = Literal["scores", "class_id", "heatmap", "overlay", "overlay_png"]
 ImageFormat = Literal["jpeg", "png", "webp", "gif"]
 ImageMedia = Literal["png", "jpeg", "webp"]
 Delivery = Literal["json", "png", "jpeg", "webp", "npy"]

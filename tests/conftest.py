@@ -61,7 +61,19 @@ def gallery() -> Iterator[Running]:
 def running(settings: Settings) -> Iterator[Running]:
     """A server of this process, ready; ended at the end."""
     failures: list[BaseException] = []
-    app = create_app(settings, on_fatal=failures.append)
+    with listening(create_app(settings, on_fatal=failures.append)) as service:
+        started = time.monotonic()
+        while httpx.get(f"{service.url}/readyz").status_code != 200:
+            if failures:
+                raise failures[0]
+            assert time.monotonic() - started < START_S
+            time.sleep(0.1)
+        yield service
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[Running]:
+    """A server of this process for an application, ready or not; ended at the end."""
     config = uvicorn.Config(app, port=0, log_config=None, access_log=False)
     uvicorn_server = uvicorn.Server(config)
     thread = threading.Thread(target=uvicorn_server.run, name="server")
@@ -72,13 +84,7 @@ def running(settings: Settings) -> Iterator[Running]:
             time.sleep(0.02)
         assert uvicorn_server.started
         host, port = uvicorn_server.servers[0].sockets[0].getsockname()[:2]
-        url = f"http://{host}:{port}"
-        while httpx.get(f"{url}/readyz").status_code != 200:
-            if failures:
-                raise failures[0]
-            assert time.monotonic() - started < START_S
-            time.sleep(0.1)
-        yield Running(url, app)
+        yield Running(f"http://{host}:{port}", app)
     finally:
         uvicorn_server.should_exit = True
         thread.join(30)

@@ -11,9 +11,17 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from service.api.compat.exchange import PROTOCOL_TAG
+
 Json = Mapping[str, Any]
 
 IMAGE: Final = "curl -F image=@cat.jpg"
+BASE64: Final = "$(base64 -w0 cat.jpg)"
+INSTANCE: Final = f'{{\\"instances\\": [{{\\"image\\": {{\\"b64\\": \\"{BASE64}\\"}}}}]}}'
+TENSOR: Final = (
+    f'{{\\"inputs\\": [{{\\"name\\": \\"image\\", \\"datatype\\": \\"BYTES\\", \\"shape\\": [1], '
+    f'\\"data\\": [\\"{BASE64}\\"]}}]}}'
+)
 CURL: Final = {
     "POST /predict": f"{IMAGE} localhost:8000/predict",
     "POST /models/{model}/predict": ("curl --data-binary @cat.jpg 'localhost:8000/models/efficientnet_lite0/predict?top_k=3'"),
@@ -43,6 +51,38 @@ CURL: Final = {
     "GET /livez": "curl localhost:8000/livez",
     "GET /readyz": "curl --fail localhost:8000/readyz",
     "GET /metrics": "curl localhost:8000/metrics",
+    "GET /v1/models": "curl localhost:8000/v1/models",
+    "GET /v1/models/{model}": "curl localhost:8000/v1/models/efficientnet_lite0",
+    "POST /v1/models/{model}:predict": (
+        f"curl -d '{INSTANCE}' localhost:8000/v1/models/efficientnet_lite0:predict".replace("'", '"')
+    ),
+    "POST /v1/models/{model}:explain": (
+        f"curl -d '{INSTANCE}' localhost:8000/v1/models/efficientnet_lite0:explain".replace("'", '"')
+    ),
+    "GET /v2": "curl localhost:8000/v2",
+    "GET /v2/health/live": "curl localhost:8000/v2/health/live",
+    "GET /v2/health/ready": "curl --fail localhost:8000/v2/health/ready",
+    "GET /v2/models/{model}": "curl localhost:8000/v2/models/efficientnet_lite0",
+    "GET /v2/models/{model}/ready": "curl --fail localhost:8000/v2/models/efficientnet_lite0/ready",
+    "GET /v2/models/{model}/config": "curl localhost:8000/v2/models/efficientnet_lite0/config",
+    "POST /v2/models/{model}/infer": (
+        f"curl -d '{TENSOR}' localhost:8000/v2/models/efficientnet_lite0/infer".replace("'", '"')
+    ),
+    "POST /v2/repository/index": "curl -X POST localhost:8000/v2/repository/index",
+    "POST /v2/repository/models/{model}/load": (
+        "curl -X POST -H 'X-API-Key: <admin key>' localhost:8000/v2/repository/models/resnet50/load"
+    ),
+    "POST /v2/repository/models/{model}/unload": (
+        "curl -X POST -H 'X-API-Key: <admin key>' localhost:8000/v2/repository/models/resnet50/unload"
+    ),
+    "POST /predictions/{model}": "curl -F data=@cat.jpg localhost:8000/predictions/efficientnet_lite0",
+    "PUT /predictions/{model}": "curl -T cat.jpg localhost:8000/predictions/efficientnet_lite0",
+    "POST /explanations/{model}": "curl -F data=@cat.jpg -F target=281 localhost:8000/explanations/efficientnet_lite0",
+    "PUT /explanations/{model}": "curl -T cat.jpg localhost:8000/explanations/efficientnet_lite0",
+    "POST /invocations": (
+        "curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' -H 'Accept: image/png' \\\n"
+        "  -H 'X-Amzn-SageMaker-Custom-Attributes: method=gradcam,class_id=281' localhost:8000/invocations -o overlay.png"
+    ),
 }
 
 
@@ -71,15 +111,25 @@ def _lines(schema: Json) -> Iterator[str]:
         for path, methods in schema["paths"].items()
         for method, operation in methods.items()
     }
+    others = {route: operation for route, operation in operations.items() if PROTOCOL_TAG in operation["tags"]}
+    own = {route: operation for route, operation in operations.items() if route not in others}
     yield ""
-    yield from _table(("route", "what"), ((_link(route), operation["summary"]) for route, operation in operations.items()))
+    yield from _index(own)
     yield ""
     yield "With API keys set, every route but the probes wants `Authorization: Bearer <key>` or `X-API-Key: <key>`."
     yield ""
     yield "Options go in the query string, as form fields or in the JSON body alike. An option in the body replaces the query"
     yield "string's; an empty one counts as not given; an unknown one is a 422 that names it."
-    for route, operation in operations.items():
-        yield from _route(route, operation, operations)
+    for route, operation in own.items():
+        yield from _route("##", route, operation, own)
+    yield from ("", f"## {PROTOCOL_TAG.capitalize()}", "")
+    yield "Their clients work unchanged; what answers is the same. Setting `protocols` leaves out those that are not wanted."
+    yield "Problems are those of the other routes, as `application/json`. Addresses that Vertex AI gives to a container are not"
+    yield "listed."
+    yield ""
+    yield from _index(others)
+    for route, operation in others.items():
+        yield from _route("###", route, operation, others)
     yield from ("", "## Shapes")
     for name, shape in schema["components"]["schemas"].items():
         yield from ("", f"### {name}", "")
@@ -93,8 +143,12 @@ def _lines(schema: Json) -> Iterator[str]:
         yield from _table(("field", "type", "required", "meaning"), rows)
 
 
-def _route(route: str, operation: Json, operations: Mapping[str, Json]) -> Iterator[str]:
-    yield from ("", f"## {route}", "", *operation["description"].splitlines(), "")
+def _index(operations: Mapping[str, Json]) -> Iterator[str]:
+    yield from _table(("route", "what"), ((_link(route), operation["summary"]) for route, operation in operations.items()))
+
+
+def _route(level: str, route: str, operation: Json, operations: Mapping[str, Json]) -> Iterator[str]:
+    yield from ("", f"{level} {route}", "", *operation["description"].splitlines(), "")
     yield from ("```sh", *CURL[route].splitlines(), "```")
     in_path, options = (_parameters(operation, place) for place in ("path", "query"))
     if in_path:

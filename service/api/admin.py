@@ -32,7 +32,7 @@ ANSWERS: Final[dict[str, Any]] = {
 }
 
 
-async def _admin(request: Request, services: ServicesDependency) -> None:
+async def require_admin(request: Request, services: ServicesDependency) -> None:
     """Lets operators pass; without admin keys there is nothing here."""
     settings = services.settings
     admins = ApiKeySet(settings.admin_keys)
@@ -45,15 +45,13 @@ async def _admin(request: Request, services: ServicesDependency) -> None:
     raise refusal(request.headers)
 
 
-router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(_admin)])
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_admin)])
 
 
 @router.post("/models/{model}/load", summary="Load a model", **ANSWERS)
 async def load(services: ServicesDependency, model: ModelName) -> Response:
     """Loads and warms the model, and answers when it is ready; at once when it is already. Wants an admin key."""
-    if services.phase is Phase.DRAINING:
-        raise errors.ShuttingDown("The service is shutting down. Ask another instance.", retry_after_s=5)
-    await services.registry.load(model)
+    await load_model(services, model)
     return _described(services, model)
 
 
@@ -62,6 +60,18 @@ async def unload(services: ServicesDependency, model: ModelName) -> Response:
     """Refuses new requests for the model, finishes those it has, and gives its memory back. Wants an admin key."""
     await services.registry.unload(model)
     return _described(services, model)
+
+
+async def load_model(services: Services, model: str) -> None:
+    """Loads a model unless the service is shutting down.
+
+    Raises:
+        CamserveError: as `Registry.load`.
+        ShuttingDown: the service has been told to stop.
+    """
+    if services.phase is Phase.DRAINING:
+        raise errors.ShuttingDown("The service is shutting down. Ask another instance.", retry_after_s=5)
+    await services.registry.load(model)
 
 
 def _described(services: Services, model: str) -> Response:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from service import __version__, errors
-from service.api.dependencies import Phase, ServicesDependency
+from service.api.dependencies import Phase, Services, ServicesDependency
 from service.api.openapi import answers, problems
 from service.api.responses import json_response
 from service.api.schemas import Welcome
@@ -46,16 +46,32 @@ async def livez() -> Response:
 )
 @router.get("/healthz", include_in_schema=False)
 @router.get("/health", include_in_schema=False)
-@router.get("/ping", include_in_schema=False)
 async def readyz(services: ServicesDependency) -> Response:
     """200 when every model asked for at start is loaded and warmed. Aliases: /healthz, /health, /ping."""
+    check_ready(services)
+    return json_response(Health("ready"))
+
+
+@router.get("/ping", include_in_schema=False)
+async def ping(services: ServicesDependency) -> Response:
+    """As /readyz, in TorchServe's words, which scripts look for; SageMaker asks here too."""
+    check_ready(services)
+    return json_response({"status": "Healthy"})
+
+
+def check_ready(services: Services) -> None:
+    """Whether every model asked for at start is loaded and warmed.
+
+    Raises:
+        ShuttingDown: the service has been told to stop.
+        NotReady: a model is not ready.
+    """
     if services.phase is Phase.DRAINING:
         raise errors.ShuttingDown("The service is shutting down. Ask another instance.", retry_after_s=5)
     if services.registry.failed:
         raise errors.NotReady("A model could not be loaded. GET /models and the log tell which, and why.", retry_after_s=5)
     if services.phase is Phase.STARTING or not services.registry.ready:
         raise errors.NotReady("Not every model is ready. Try again soon.", retry_after_s=2)
-    return json_response(Health("ready"))
 
 
 @router.get(

@@ -36,18 +36,32 @@ def parse_json_body(body: bytes, *, max_images: int) -> JsonBody:
         TooManyImages: more than `max_images`.
         Base64Invalid: an image is not strict base64.
     """
+    return find_images(parse_object(body), max_images=max_images)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is.
+
+    Raises:
+        JsonInvalid: the body is not JSON (NaN, lone surrogates and deep nesting are not), or not an object.
+    """
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise JsonInvalid('The body is not valid JSON. Send {"image": "<base64>"}, or the image itself as image/*.') from None
     if not isinstance(document, dict):
         raise JsonInvalid('The body must be a JSON object, such as {"image": "<base64>"}.')
+    return document
+
+
+def find_images(document: dict[str, Any], *, max_images: int) -> JsonBody:
+    """As `parse_json_body`, of an object that has been read."""
     single = document.pop("image", None)
     several = document.pop("images", None)
     if single is not None and several is not None:
         raise ParameterInvalid("image, images: give one of the two")
     if single is not None:
-        images: tuple[tuple[bytes, dict[str, Any]], ...] = ((_decode(single, "image"), {}),)
+        images: tuple[tuple[bytes, dict[str, Any]], ...] = ((decode_base64(single, "image"), {}),)
     else:
         images = _parse_images(several, max_images)
     return JsonBody(images, document)
@@ -63,12 +77,17 @@ def _parse_images(several: object, limit: int) -> tuple[tuple[bytes, dict[str, A
         where = f"images[{index}]"
         if not isinstance(entry, dict):
             raise ImageMissing(f'{where}: must be an object, such as {{"b64": "<base64>"}}.')
-        images.append((_decode(entry.pop("b64", None), f"{where}.b64"), entry))
+        images.append((decode_base64(entry.pop("b64", None), f"{where}.b64"), entry))
     return tuple(images)
 
 
-def _decode(text: object, where: str) -> bytes:
-    """Strict base64 of RFC 4648, or a `data:` URI of it; no line breaks, no URL-safe alphabet, padding kept."""
+def decode_base64(text: object, where: str) -> bytes:
+    """Strict base64 of RFC 4648, or a `data:` URI of it; no line breaks, no URL-safe alphabet, padding kept.
+
+    Raises:
+        ImageMissing: there is no text.
+        Base64Invalid: the text is something else.
+    """
     if not isinstance(text, str) or not text:
         raise ImageMissing(f"{where}: must be the image's bytes in base64, as a text.")
     if text.startswith("data:"):

@@ -18,16 +18,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.auth import ApiKeySet, refusal
 from service.api.dependencies import Lifecycle, Phase, RequestLog, request_log_of
-from service.api.problems import internal_error, problem_response
+from service.api.problems import answer_problem, internal_error
 from service.telemetry import Metrics
 from service.tracing import Tracer
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 TRACE_PARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 # Whoever asks these may not have a key: balancers and orchestrators.
-PUBLIC_PATHS: Final = frozenset({"/livez", "/readyz", "/healthz", "/health", "/ping"})
-ADMIN_PATHS: Final = "/admin/"
+PUBLIC_PATHS: Final = frozenset({"/livez", "/readyz", "/healthz", "/health", "/ping", "/v2/health/live", "/v2/health/ready"})
 QUIET_ROUTES: Final = PUBLIC_PATHS | {"/metrics"}
+ADMIN_PATHS: Final = ("/admin/", "/v2/repository/models/")
 
 log = structlog.get_logger("service.api.requests")
 
@@ -53,11 +53,14 @@ class HeadMiddleware:
 class RequestLogMiddleware:
     """Gives each request an id and a log, writes its log line and metrics at its end, and answers what nobody caught."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, tracer: Tracer) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, tracer: Tracer, quiet: frozenset[str] = QUIET_ROUTES
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.lifecycle = lifecycle
         self.tracer = tracer
+        self._quiet = quiet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Surrounds one request."""
@@ -97,7 +100,7 @@ class RequestLogMiddleware:
                 log.exception("unhandled_error")
                 if started:
                     raise  # too late for an answer: the server must cut the connection
-                await problem_response(internal_error(), request_log.id)(scope, receive, observed_send)
+                await answer_problem(internal_error(), scope)(scope, receive, observed_send)
             finally:
                 self._conclude(scope, request_log, trace_id)
 
@@ -109,7 +112,7 @@ class RequestLogMiddleware:
     def _conclude(self, scope: Scope, request_log: RequestLog, trace_id: str | None) -> None:
         route = getattr(scope.get("route"), "path", "other")
         client = scope.get("client")
-        write = log.debug if route in QUIET_ROUTES else log.info
+        write = log.debug if route in self._quiet else log.info
         write(
             "request",
             method=scope["method"],
@@ -127,22 +130,23 @@ class RequestLogMiddleware:
 class ApiKeyMiddleware:
     """Every path but the probes wants an API key: `Authorization: Bearer <key>` or `X-API-Key: <key>`.
 
-    What lies under /admin wants an operator's key, which it asks for itself.
+    What loads and unloads models wants an operator's key, which it asks for itself.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr], probes: frozenset[str] = PUBLIC_PATHS) -> None:
         self.app = app
         self._keys = ApiKeySet(keys)
+        self._probes = probes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 401."""
-        if scope["type"] != "http" or scope["path"] in PUBLIC_PATHS or scope["path"].startswith(ADMIN_PATHS):
+        if scope["type"] != "http" or scope["path"] in self._probes or scope["path"].startswith(ADMIN_PATHS):
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         if self._keys.open(headers):
             await self.app(scope, receive, send)
             return
-        error, request_log = refusal(headers), request_log_of(scope)
-        request_log.code = error.code
-        await problem_response(error, request_log.id)(scope, receive, send)
+        error = refusal(headers)
+        request_log_of(scope).code = error.code
+        await answer_problem(error, scope)(scope, receive, send)

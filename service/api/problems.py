@@ -7,8 +7,9 @@ what FastAPI and Starlette say is replaced here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -17,8 +18,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
-from service.api.dependencies import request_log_of
+from service.api.dependencies import request_log_of, services_of_scope
 from service.api.validation import validation_detail
 from service.errors import (
     AuthInvalid,
@@ -33,6 +35,10 @@ from service.errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
+# Clients of other servers show the text of an error only where its type is this one to the letter.
+PLAIN_MEDIA_TYPE = "application/json"
+PROTOCOL_PATHS: Final = re.compile(r"/(v1|v2|predictions|explanations|invocations)(/|$)")
+TORCHSERVE_PATHS: Final = re.compile(r"/(predictions|explanations)(/|$)")
 DEFAULT_RETRY_AFTER_S = 1
 ESTIMATE_DIGITS = 3
 RETRY_STATUSES = (429, 503)
@@ -40,13 +46,41 @@ RETRY_STATUSES = (429, 503)
 log = structlog.get_logger(__name__)
 
 
-def problem_response(error: CamserveError, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
-    """The error as `application/problem+json`.
+def answer_problem(error: CamserveError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
+    """The error as the client of this request reads it: another server's clients get it as `application/json`.
+
+    Args:
+        error: as for `problem_response`.
+        scope: of the request.
+        headers: as for `problem_response`.
+    """
+    path, settings = scope["path"], services_of_scope(scope).settings
+    plain = PROTOCOL_PATHS.match(path) is not None or path == settings.vertex_predict_route
+    return problem_response(
+        error,
+        request_log_of(scope).id,
+        headers,
+        media_type=PLAIN_MEDIA_TYPE if plain else MEDIA_TYPE,
+        message=TORCHSERVE_PATHS.match(path) is not None,
+    )
+
+
+def problem_response(
+    error: CamserveError,
+    request_id: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    media_type: str = MEDIA_TYPE,
+    message: bool = False,
+) -> Response:
+    """The error as RFC 9457 has it.
 
     Args:
         error: its class gives status, code and title, its `detail` the sentence for people.
         request_id: becomes `instance`.
         headers: sent as they are, beside Retry-After where the status asks for it.
+        media_type: of the body.
+        message: `detail` is also given as `message`, where TorchServe's clients look.
     """
     body: dict[str, Any] = {
         "type": f"urn:camserve:problem:{error.code}",
@@ -59,6 +93,8 @@ def problem_response(error: CamserveError, request_id: str, headers: Mapping[str
     }
     if isinstance(error, BusyError) and error.estimate_s is not None:
         body["estimate_s"] = round(error.estimate_s, ESTIMATE_DIGITS)  # an extension member of RFC 9457
+    if message:
+        body["message"] = error.detail
     extra = {"Vary": "Accept", **(headers or {})}
     if error.status in RETRY_STATUSES:
         seconds = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
@@ -68,7 +104,7 @@ def problem_response(error: CamserveError, request_id: str, headers: Mapping[str
         extra["WWW-Authenticate"] = f'Bearer realm="camserve"{wrong}'
     if isinstance(error, PayloadTooLarge):
         extra["Connection"] = "close"  # the rest of the body is not worth reading
-    return Response(orjson.dumps(body), int(error.status), extra, MEDIA_TYPE)
+    return Response(orjson.dumps(body), int(error.status), extra, media_type)
 
 
 def internal_error() -> CamserveError:
@@ -96,7 +132,7 @@ def _answer(request: Request, error: CamserveError, headers: Mapping[str, str] |
     record.code = error.code
     if error.status == 500:
         log.error("request_failed", code=error.code, exc_info=error)
-    return problem_response(error, record.id, headers)
+    return answer_problem(error, request.scope, headers)
 
 
 def _translate(error: HTTPException) -> CamserveError:

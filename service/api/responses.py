@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -110,9 +110,9 @@ def _refusal(offers: Sequence[Delivery]) -> NotAcceptable:
     return NotAcceptable(f"This address answers with {', '.join(MEDIA_TYPES[offer] for offer in offers)}; accept one of them.")
 
 
-def json_response(value: object) -> Response:
+def json_response(value: object, headers: Mapping[str, str] | None = None) -> Response:
     """A dataclass of `results`, or plain values, as JSON."""
-    return Response(orjson.dumps(value), media_type="application/json")
+    return Response(orjson.dumps(value), headers=headers, media_type="application/json")
 
 
 def answer_response(answer: Answer, request_id: str, response: type[PredictResponse]) -> Response:
@@ -123,18 +123,23 @@ def answer_response(answer: Answer, request_id: str, response: type[PredictRespo
         request_id: `id` of the JSON answer.
         response: the shape of the JSON answer.
     """
-    headers = {
-        "Vary": "Accept",
-        "Server-Timing": ", ".join(f"{stage};dur={getattr(answer.timings, stage):.2f}" for stage in STAGES),
-        "X-Batch-Size": str(answer.batch_size),
-    }
-    if answer.cache is not None:
-        headers["X-Cache"] = answer.cache
+    headers = {"Vary": "Accept"} | measured_headers(answer)
     if answer.media is not None:
         return Response(answer.media.data, headers=headers | _provenance(answer), media_type=answer.media.media_type)
     results: Any = answer.results  # the explainer gives the results that the response names
     body = response(id=request_id, model=answer.model, results=results, timings_ms=answer.timings, batch_size=answer.batch_size)
     return Response(orjson.dumps(body), headers=headers, media_type="application/json")
+
+
+def measured_headers(answer: Answer) -> dict[str, str]:
+    """Headers that tell where the time went."""
+    headers = {
+        "Server-Timing": ", ".join(f"{stage};dur={getattr(answer.timings, stage):.2f}" for stage in STAGES),
+        "X-Batch-Size": str(answer.batch_size),
+    }
+    if answer.cache is not None:
+        headers["X-Cache"] = answer.cache
+    return headers
 
 
 def _provenance(answer: Answer) -> dict[str, str]:

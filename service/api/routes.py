@@ -147,14 +147,14 @@ async def inspect_with(request: Request, services: ServicesDependency, model: Mo
 
 async def _predict(request: Request, services: Services, model: str | None) -> Response:
     async def ask(upload: Upload[ExplainOptions], _delivery: Delivery, deadline: Deadline) -> Answer:
-        return await services.explainer.predict(upload.images, upload.options, deadline, _cache_policy(request))
+        return await services.explainer.predict(upload.images, upload.options, deadline, cache_policy(request))
 
     return await _answer(request, services, model, ExplainOptions, PredictResponse, ask)
 
 
 async def _explain(request: Request, services: Services, model: str | None) -> Response:
     async def ask(upload: Upload[ExplainOptions], delivery: Delivery, deadline: Deadline) -> Answer:
-        policy, request_id = _cache_policy(request), request_log_of(request.scope).id
+        policy, request_id = cache_policy(request), request_log_of(request.scope).id
         return await services.explainer.explain(upload.images, upload.options, delivery, deadline, policy, request_id)
 
     return await _answer(request, services, model, ExplainOptions, ExplainResponse, ask)
@@ -194,7 +194,7 @@ async def _answer(
         raise errors.NotReady("The models are still loading. GET /readyz says when they are ready.", retry_after_s=2)
     deadline = Deadline(services.settings.request_timeout_s)
     async with deadline.enforce():
-        upload = _with_model(await read_upload(request, services.settings, accepted), model)
+        upload = with_model(await read_upload(request, services.settings, accepted), model)
         name = upload.options.model or services.registry.default
         log.model = name if name in services.registry else ""
         delivery = negotiate(request.headers.get("accept"), upload.options.format, OFFERS[response])
@@ -231,7 +231,7 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-def _cache_policy(request: Request) -> CachePolicy:
+def cache_policy(request: Request) -> CachePolicy:
     """What the request's Cache-Control allows; directives that are not about this are ignored, as RFC 9111 asks."""
     given = {one.strip().lower() for line in request.headers.getlist("cache-control") for one in line.split(",")}
     if "no-store" in given:
@@ -239,7 +239,12 @@ def _cache_policy(request: Request) -> CachePolicy:
     return "renew" if "no-cache" in given else "use"
 
 
-def _with_model(upload: Upload[OptionsT], model: str | None) -> Upload[OptionsT]:
+def with_model(upload: Upload[OptionsT], model: str | None) -> Upload[OptionsT]:
+    """The upload, for the model that the address names, if it names one.
+
+    Raises:
+        ParameterInvalid: its options name another.
+    """
     if model is None:
         return upload
     if upload.options.model not in (None, model):

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from service.engine.types import MethodParameters
 from service.explain.options import ExplainOptions
-from service.settings import Settings
+from service.settings import Settings, variable_of
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -144,7 +144,7 @@ def describe_refused_fields(error: ValidationError, options: Mapping[str, str]) 
         message = fault["msg"].removeprefix("Value error, ")
         if fault["loc"]:
             field = str(fault["loc"][0])
-            message = f"{options.get(field) or (Settings.model_config['env_prefix'] + field).upper()}: {message}"
+            message = f"{options.get(field) or variable_of(field)}: {message}"
         messages.append(message)
     return "; ".join(messages)
 

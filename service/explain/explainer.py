@@ -233,6 +233,7 @@ class Explainer:
             batch_size=batch_size,
             media=media,
             cache=inference.status,
+            tensors=tuple(image.tensors for image in rendered if image.tensors is not None),
         )
 
     async def _decode(self, plan: Plan | InspectPlan) -> list[PreparedImage]:
@@ -373,7 +374,7 @@ def _render_image(
 ) -> RenderedImage:
     scores = plan.model.scores(result)
     if not plan.explains:
-        return render_predictions(image, scores, selection)
+        return render_predictions(image, scores, selection, plan.options)
     return render_explanations(
         image,
         result,

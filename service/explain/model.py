@@ -126,6 +126,11 @@ class ClassScores:
             logit=float(self._logits[class_id]),
         )
 
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """Of every class, float32 ``[classes]``."""
+        return np.asarray(self._probabilities, np.float32)
+
     def best(self, count: int) -> tuple[Prediction, ...]:
         """The `count` best classes, best first."""
         return tuple(self.of(int(class_id)) for class_id in np.argsort(-self._logits, kind="stable")[:count])

@@ -22,6 +22,7 @@ from service.vocabulary import (
     Scale,
     Size,
     SizeOption,
+    TensorName,
 )
 
 
@@ -156,6 +157,12 @@ class ExplainOptions(ModelOptions, MethodParameters, Targets):
         if self.clip_percent_lowerbound >= self.clip_percent_upperbound:
             raise ValueError("clip_percent_lowerbound must be below clip_percent_upperbound")
         return self
+
+
+class TensorOptions(ExplainOptions):
+    """Options of an answer in arrays: as /explain's, with the arrays wanted."""
+
+    tensors: frozenset[TensorName]
 
 
 class InspectOptions(ModelOptions, Targets):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service import __version__
 from service.engine.batch import EngineRequest
 from service.engine.evaluation.faithfulness import PASSES_PER_MAP
@@ -23,9 +26,9 @@ from service.vocabulary import CachePolicy, Delivery, Fit, LaneName, Size
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """One image of a request, as its bytes, with the classes asked for."""
+    """One image of a request, as its file's bytes or as upright pixels, uint8 ``[H, W, 3]``, with the classes asked for."""
 
-    data: bytes
+    data: bytes | NDArray[np.uint8]
     targets: Targets
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from service.errors import ImageTooManyPixels
 from service.explain.results import ImageInfo
-from service.imaging.decode import DecodedImage, decode
+from service.imaging.decode import DecodedImage, decode, take_pixels
 from service.imaging.geometry import Placement, mean_color, place, resample
 from service.imaging.headers import Limits
 from service.vocabulary import Fit, Preprocessing, Size
@@ -37,12 +37,16 @@ class PreparedImage:
 
 
 def preprocess(
-    data: bytes, limits: Limits, preprocessing: Preprocessing, fit: Fit, rendered_size: Size | None = "original"
+    data: bytes | NDArray[np.uint8],
+    limits: Limits,
+    preprocessing: Preprocessing,
+    fit: Fit,
+    rendered_size: Size | None = "original",
 ) -> PreparedImage:
     """Decodes an image and prepares the network's input.
 
     Args:
-        data: the file.
+        data: the file, or upright pixels, uint8 ``[H, W, 3]``.
         limits: of what is accepted.
         preprocessing: of the network.
         fit: how the image meets it.
@@ -59,7 +63,7 @@ def preprocess(
         most = place(width, height, preprocessing, fit).reduction / SPARE_PIXELS
         return min(most, max(width, height) / rendered_size) if isinstance(rendered_size, int) else most
 
-    decoded = decode(data, limits, max_reduction)
+    decoded = decode(data, limits, max_reduction) if isinstance(data, bytes) else take_pixels(data, limits)
     width, height = decoded.width, decoded.height
     if fit == "native" and height * width > MAX_NATIVE_PIXELS:
         raise ImageTooManyPixels(
@@ -67,4 +71,13 @@ def preprocess(
         )
     placement = place(width, height, preprocessing, fit)
     pixels = resample(decoded.rgb, placement, preprocessing.interpolation, mean_color(preprocessing), decoded.reduction)
-    return PreparedImage(decoded=decoded, sha256=hashlib.sha256(data).hexdigest(), placement=placement, pixels=pixels)
+    return PreparedImage(decoded=decoded, sha256=_digest(data), placement=placement, pixels=pixels)
+
+
+def _digest(data: bytes | NDArray[np.uint8]) -> str:
+    """SHA-256 of a file; of pixels that of their shape and bytes, for the same bytes may be an image of another shape."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(f"uint8 {data.shape}\n".encode())
+    digest.update(np.ascontiguousarray(data).data)
+    return digest.hexdigest()

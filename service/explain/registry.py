@@ -46,6 +46,11 @@ class Registry:
         self._changes: dict[str, asyncio.Task[None]] = {}
         for name in self.startup_models:
             self._add_metrics(name)
+        if settings.model_name in self._cards and settings.model_name != self.default:
+            raise ConfigurationError(
+                f"model_name: there is a card {settings.model_name}, and the default model is {self.default}; name it first in "
+                "models, or choose another name"
+            )
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a card of that name."""
@@ -55,6 +60,18 @@ class Registry:
     def default(self) -> str:
         """The name of the model that answers where a request names none: the first one asked for at start."""
         return self.startup_models[0]
+
+    def resolve(self, name: str) -> str:
+        """The name of the card that a client of another server's protocol means: its own, or the default model's other name.
+
+        Raises:
+            ModelNotFound: there is no such card.
+        """
+        return self._card(self.default if name == self._settings.model_name else name).name
+
+    def is_ready(self, name: str) -> bool:
+        """Whether the model of a card is loaded and warm, and its worker alive."""
+        return self._alive(name)
 
     @property
     def ready(self) -> bool:

@@ -19,12 +19,13 @@ from service.engine.types import EngineResult, Evaluation
 from service.errors import ParameterInvalid
 from service.explain.cells import scale_cells
 from service.explain.model import ClassScores, ClassSelection
-from service.explain.options import ExplainOptions
+from service.explain.options import ExplainOptions, TensorOptions
 from service.explain.preprocess import PreparedImage
 from service.explain.results import (
     EncodedMedia,
     ExplainResult,
     Explanation,
+    ImageTensors,
     Media,
     Prediction,
     PredictResult,
@@ -36,7 +37,7 @@ from service.imaging.heatmap import Heatmap, scale_maps
 from service.imaging.overlay import compose, default_color_map, default_overlay_type, lut
 from service.imaging.panel import PanelRow, contact_sheet
 from service.imaging.provenance import ClassProvenance, Provenance
-from service.vocabulary import MEDIA_TYPES, Box, Delivery, HeatmapOverlay, ImageMedia, MapInterpolation, Size
+from service.vocabulary import MEDIA_TYPES, Box, Delivery, HeatmapOverlay, ImageMedia, MapInterpolation, Size, TensorName
 
 MAX_LISTED_VALUES: Final = 1_000_000  # of one answer: a number in a list costs 50 times what it costs in an array
 MAX_ENLARGED_PIXELS: Final = 16_000_000  # of one rendered image: a small file must not ask for a giant
@@ -58,6 +59,7 @@ class RenderedImage:
     provenances: tuple[Provenance, ...] = ()
     arrays: tuple[Map, ...] = ()
     media: Media | None = None
+    tensors: ImageTensors | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +146,12 @@ def render_heatmaps(image: PreparedImage, result: EngineResult, options: Explain
     )
 
 
-def render_predictions(image: PreparedImage, scores: ClassScores, selection: ClassSelection) -> RenderedImage:
+def render_predictions(
+    image: PreparedImage, scores: ClassScores, selection: ClassSelection, options: ExplainOptions
+) -> RenderedImage:
     """One image's part of an answer without explanations."""
-    return RenderedImage(result=PredictResult(image=image.info, predictions=scores.best(selection.listed)))
+    tensors = ImageTensors(scores=scores.probabilities) if isinstance(options, TensorOptions) else None
+    return RenderedImage(result=PredictResult(image=image.info, predictions=scores.best(selection.listed)), tensors=tensors)
 
 
 def render_explanations(
@@ -184,7 +189,9 @@ def render_explanations(
     rows: list[PanelRow] = []
     provenances: list[Provenance] = []
     arrays: list[Map] = []
+    overlays: list[Pixels] = []
     media: Media | None = None
+    tensors = options.tensors if isinstance(options, TensorOptions) else None
     versus = None if selection.versus is None else scores.of(selection.versus)
     heatmaps = render_heatmaps(image, result, options)
     measured: Sequence[Evaluation | None] = evaluations or [None] * len(heatmaps)
@@ -205,7 +212,13 @@ def render_explanations(
         )
         heatmap_media: EncodedMedia | list[Any] | None = None
         overlay: EncodedMedia | None = None
-        if delivery == "npy":
+        if tensors is not None:
+            if "heatmap" in tensors:
+                arrays.append(explained.values)
+            if options.overlay:
+                overlays.append(_render_class(explained))
+                provenances.append(explained.provenance)
+        elif delivery == "npy":
             arrays.append(explained.values)
         elif delivery != "json" and options.overlay_type == "panel":
             rows.append(_panel_row(explained))
@@ -241,6 +254,7 @@ def render_explanations(
         provenances=tuple(provenances),
         arrays=tuple(arrays),
         media=media,
+        tensors=None if tensors is None else _image_tensors(tensors, scores, arrays, overlays, provenances),
     )
 
 
@@ -312,6 +326,22 @@ def _overlay(explained: _ExplainedClass, overlay_type: HeatmapOverlay) -> Pixels
         alpha=options.alpha,
         overlay_type=overlay_type,
         signed=heatmap.signed,
+    )
+
+
+def _image_tensors(
+    wanted: frozenset[TensorName],
+    scores: ClassScores,
+    heatmaps: Sequence[Map],
+    overlays: Sequence[Pixels],
+    provenances: Sequence[Provenance],
+) -> ImageTensors:
+    files = zip(overlays, provenances, strict=True) if "overlay_png" in wanted else ()
+    return ImageTensors(
+        scores=scores.probabilities,
+        heatmaps=tuple(heatmaps),
+        overlays=tuple(overlays) if "overlay" in wanted else (),
+        overlay_files=tuple(image_media(rgb, "png", provenance).data for rgb, provenance in files),
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
 from service.engine.types import CLOSED, Evaluation, LayerInfo, LayerStatistics
@@ -48,7 +50,7 @@ class ImageInfo:
     width: Annotated[int, Field(ge=1)]
     height: Annotated[int, Field(ge=1)]
     format: str
-    sha256: Annotated[str, Field(description="Of the bytes received.")]
+    sha256: Annotated[str, Field(description="Of the file's bytes; of pixels without a file, of their shape and bytes.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +220,23 @@ class Media:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageTensors:
+    """What was found of one image, as arrays. Of each class explained one map and one overlay, where they are wanted.
+
+    Attributes:
+        scores: probability of every class, float32 ``[classes]``.
+        heatmaps: float32 ``[H, W]``.
+        overlays: uint8 ``[H, W, 3]``.
+        overlay_files: PNG.
+    """
+
+    scores: NDArray[np.float32]
+    heatmaps: tuple[NDArray[np.float32], ...] = ()
+    overlays: tuple[NDArray[np.uint8], ...] = ()
+    overlay_files: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What the explainer answers.
 
@@ -225,6 +244,7 @@ class Answer:
         results: one per image; `ExplainResult` or `InspectResult` where that was asked for.
         media: the whole answer as one image or array where that was asked for (delivery other than json).
         cache: where the network's part came from, of several images the costliest; None where nothing is kept.
+        tensors: one per image, where arrays were asked for (`TensorOptions`).
     """
 
     model: ModelIdentity
@@ -233,6 +253,7 @@ class Answer:
     batch_size: int
     media: Media | None = None
     cache: CacheStatus | None = None
+    tensors: tuple[ImageTensors, ...] = ()
 
 
 # What there is to ask for ------------------------------------------------------------------------------------------------

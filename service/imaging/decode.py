@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import cv2
 import numpy as np
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from service.errors import ImageEmpty, UnsupportedImageType
-from service.imaging.headers import Header, Limits, corrupt, gif, jpeg, png, truncated, webp
+from service.imaging.headers import Header, Limits, check_size, corrupt, gif, jpeg, png, truncated, webp
 from service.vocabulary import ImageFormat
 
 Pixels = NDArray[np.uint8]
@@ -52,14 +52,14 @@ class DecodedImage:
 
     Attributes:
         rgb: uint8 ``[H, W, 3]`` RGB, contiguous, upright, possibly read-only; `width` by `height` over `reduction`, rounded up.
-        format: the format of the file.
+        format: the format of the file, or `rgb` of pixels that came without one.
         width: width of the upright original, in pixels.
         height: height of the upright original, in pixels.
         reduction: 1, 2, 4 or 8: the width and height, in pixels of the original, of one pixel of `rgb`.
     """
 
     rgb: Pixels
-    format: ImageFormat
+    format: ImageFormat | Literal["rgb"]
     width: int
     height: int
     reduction: int = 1
@@ -98,6 +98,21 @@ def decode(
         height=height,
         reduction=reduction,
     )
+
+
+def take_pixels(rgb: Pixels, limits: Limits) -> DecodedImage:
+    """Pixels that came without a file, under the same limits.
+
+    Args:
+        rgb: uint8 ``[H, W, 3]``, upright.
+        limits: bounds on the size.
+
+    Raises:
+        ImageError: the subclass for a size out of bounds.
+    """
+    height, width = rgb.shape[:2]
+    check_size(width, height, limits)
+    return DecodedImage(rgb=np.ascontiguousarray(rgb), format="rgb", width=width, height=height, reduction=1)
 
 
 def read_header(data: bytes, limits: Limits) -> Header:

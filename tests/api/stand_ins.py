@@ -175,6 +175,12 @@ class StandInRegistry:
     def default(self) -> str:
         return MODEL
 
+    def resolve(self, name: str) -> str:
+        return self.describe_one(name).name
+
+    def is_ready(self, name: str) -> bool:
+        return self.ready and name == MODEL
+
     def describe(self) -> list[ModelInfo]:
         layers = (LayerInfo(name="bn2", channels=1280, grid=(7, 7), layout="nchw"),)
         return [
@@ -209,6 +215,7 @@ def _media(delivery: Delivery, data: bytes) -> Media | None:
 
 
 def _image_info(image: ImageInput) -> ImageInfo:
+    assert isinstance(image.data, bytes)
     return ImageInfo(width=451, height=300, format="png", sha256=hashlib.sha256(image.data).hexdigest())
 
 
