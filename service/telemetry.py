@@ -95,8 +95,8 @@ class Metrics:
     Who observes what: the HTTP side counts `requests`, `request_seconds` and `rejections`; the explainer `stage_seconds`,
     `cache_requests` and `images`; the lanes of each model what carries the label `lane`; the app sets `queue_limit`, the model
     registry the rest. Labels come from closed sets: `route` is a route's template, `model` the name of a card or "", `lane`
-    fast or slow, `code` a problem's code, `stage` one of decode, queue, infer and render, `result` one of hit, coalesced and
-    miss.
+    fast or slow, `code` a problem's code, `stage` one of decode, queue, infer, evaluate and render, `result` one of hit,
+    coalesced and miss.
     """
 
     def __init__(self) -> None:

@@ -55,9 +55,9 @@ async def classes(request: Request, services: ServicesDependency, model: ModelNa
 
     The ETag changes with the weights and the labels; a request with it in If-None-Match is answered 304.
     """
-    found = services.registry.get(model)
-    response = json_response(found.classes)
-    etag = entity_tag(found.identity.digest, bytes(response.body))
+    found, digest = services.registry.list_classes(model)
+    response = json_response(found)
+    etag = entity_tag(digest, bytes(response.body))
     headers = {"ETag": etag, "Cache-Control": "no-cache"}  # to be kept, and to be asked for again before it is used
     if _names(request.headers.getlist("if-none-match"), etag):
         return Response(status_code=304, headers=headers)

@@ -15,7 +15,7 @@ from service.engine.cards.repository import read_cards, select_cards
 from service.engine.device import prepare_device, release_memory
 from service.errors import ConfigurationError, ModelNotFound, ModelUnhealthy, NotReady
 from service.explain.model import Model
-from service.explain.results import ModelInfo
+from service.explain.results import ClassList, ModelInfo
 from service.settings import Settings
 from service.telemetry import Metrics
 from service.vocabulary import ModelState
@@ -144,6 +144,11 @@ class Registry:
                 raise NotReady("This model is still loading. Try again in a moment; GET /readyz tells when.", retry_after_s=2)
             case _:
                 raise ModelNotFound(f"No such model is served here. Models served: {', '.join(self._models)}.")
+
+    def list_classes(self, name: str) -> tuple[ClassList, str]:
+        """The classes of a model, and the digest of its weights; raises as `get` does."""
+        model = self.get(name)
+        return model.classes, model.identity.digest
 
     def describe(self) -> list[ModelInfo]:
         """Every card, those asked for at start first."""
