@@ -59,11 +59,10 @@ def test_sagemaker_s_local_client(server: Running) -> None:
         f"{server.url}/explain",
         content=CHELSEA.data,
         params={"method": "layercam", "class_id": 281},
-        headers={"Accept": "image/png"},
+        headers={"Accept": "image/png", "X-Request-ID": "same"},
     )
-    found = invoke_endpoint(
-        server, CHELSEA.data, **{"Content-type": "image/png", "Accept": "image/png", ATTRIBUTES: "method=layercam,class_id=281"}
-    )
+    headers = {"Content-type": "image/png", "Accept": "image/png", "X-Request-ID": "same"}
+    found = invoke_endpoint(server, CHELSEA.data, **headers, **{ATTRIBUTES: "method=layercam,class_id=281"})
     assert (found.status, found.headers["content-type"], found.data) == (200, "image/png", native.content)
     assert httpx.get(f"{server.url}/ping").status_code == 200
 
