@@ -15,7 +15,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test test-slow lint bench openapi image clean
+.PHONY: help install serve test test-slow sweep lint bench openapi postman image clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: $(VENV)/.installed-test ## Run the test suite
 test-slow: ARGS += -m slow
 test-slow: test ## Run what takes longer: oracle matrices of every method and network, galleries of models
 
+sweep: $(VENV)/.installed-test ## Explain one network of every family (ARGS="--third 1/3", "coat_tiny cvt"), write docs/families.md
+	$(BIN)/python -m tests.sweep $(ARGS)
+
 lint: $(VENV)/.installed-test ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,6 +45,9 @@ bench: $(VENV)/.installed-bench ## Measure, side by side with the peers
 openapi: $(VENV)/.installed ## Write openapi.md anew, from the app's schema
 	$(BIN)/python -m tests.openapi_reference > openapi.md.new
 	mv openapi.md.new openapi.md
+
+postman: $(VENV)/.installed ## Write the Postman collection anew, from the app's schema (needs npm)
+	$(BIN)/python -m tests.postman_collection
 
 image: ## Build the image (VARIANT=cpu or cuda, ENGINE=docker or podman, TORCH_INDEX: see the Dockerfile)
 	$(ENGINE) build --tag camserve:$(VERSION)-$(VARIANT) --build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) \

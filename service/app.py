@@ -50,6 +50,7 @@ def create_app(settings: Settings | None = None, *, on_fatal: Callable[[BaseExce
     """
     settings = settings or Settings()
     metrics = Metrics()
+    metrics.queue_limit.set(settings.max_queue_size)
     configure_logging(settings)
     tracer = create_tracer()
     registry = Registry(settings, metrics)

@@ -179,11 +179,19 @@ class MethodNotApplicable(TargetError):
 
 
 class BusyError(CamserveError):
-    """Not now: the client should come back."""
+    """Not now: the client should come back.
+
+    Attributes:
+        estimate_s: of a request that is refused because it could not be ready in time: the seconds that it would take.
+    """
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "not_ready"
     title = "Not ready"
+
+    def __init__(self, detail: str, *, retry_after_s: float | None = None, estimate_s: float | None = None) -> None:
+        super().__init__(detail, retry_after_s=retry_after_s)
+        self.estimate_s = estimate_s
 
 
 class Overloaded(BusyError):

@@ -56,6 +56,21 @@ def find_models_dir() -> Path:
     return DEFAULT_MODELS_DIR
 
 
+def _default_cache_dir() -> Path | None:
+    """The user's cache folder (XDG base directories); None for a user without a home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # the specification has others ignored
+        return Path(base) / "camserve"
+    try:
+        return Path.home() / ".cache" / "camserve"
+    except RuntimeError:
+        return None
+
+
+def _folder_or_none(value: object) -> object:
+    return None if isinstance(value, str) and value.strip().lower() in {"", "none", "off"} else value
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Route = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~:@-]+)+$", max_length=256)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
@@ -84,6 +99,12 @@ class Settings(BaseSettings):
     )
     random_weights: bool = Field(
         default=False, description="Seeded random weights for every card whose weights live in a hub: benchmarks and tests."
+    )
+
+    cache_dir: Annotated[Path | None, BeforeValidator(_folder_or_none)] = Field(
+        default_factory=_default_cache_dir,
+        description="Folder of exported and compiled networks, from which the next start is faster (default: camserve in the "
+        "user's cache folder); it may be deleted at any time. none turns it off.",
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")

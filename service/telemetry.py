@@ -93,10 +93,10 @@ class Metrics:
     """The service's Prometheus metrics, in a registry of their own so that several apps can live in one process.
 
     Who observes what: the HTTP side counts `requests`, `request_seconds` and `rejections`; the explainer `stage_seconds`,
-    `cache_requests` and `images`; the lanes of each model what carries the label `lane`; the model
+    `cache_requests` and `images`; the lanes of each model what carries the label `lane`; the app sets `queue_limit`, the model
     registry the rest. Labels come from closed sets: `route` is a route's template, `model` the name of a card or "", `lane`
-    fast or slow, `code` a problem's code, `stage` one of decode, queue, infer and render, `result` one of hit, coalesced and
-    miss.
+    fast or slow, `code` a problem's code, `stage` one of decode, queue, infer, evaluate and render, `result` one of hit,
+    coalesced and miss.
     """
 
     def __init__(self) -> None:
@@ -124,6 +124,9 @@ class Metrics:
             "camserve_batch_seconds", "Seconds of one pass through the network.", lane, buckets=SECONDS, registry=registry
         )
         self.queue_depth = Gauge("camserve_queue_depth", "Images waiting for the network.", lane, registry=registry)
+        self.queue_limit = Gauge(
+            "camserve_queue_limit", "Images that may wait in each lane of a model; more are refused.", registry=registry
+        )
         self.queue_wait_seconds = Histogram(
             "camserve_queue_wait_seconds",
             "Seconds that an image waited for the network.",

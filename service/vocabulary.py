@@ -28,19 +28,22 @@ Cost = Literal["head", "forward", "many forwards"]
 LaneName = Literal["fast", "slow"]
 HeadFusion = Literal["mean", "max", "min"]
 AttentionDirection = Literal["from_class", "to_class"]
+RawUnit = Literal["logit", "activation", "probability", "none"]  # of maps before they are scaled
 
 # Maps and what is rendered of them.
 Polarity = Literal["positive", "negative", "both"]
 Scale = Literal["minmax", "max", "shared", "none"]
 ColorMap = Literal[
     "none", "autumn", "bone", "jet", "winter", "rainbow", "ocean", "summer", "spring", "cool", "hsv", "pink", "hot", "parula",
-    "magma", "inferno", "plasma", "viridis", "cividis", "twilight", "twilight_shifted", "turbo", "deepgreen",
+    "magma", "inferno", "plasma", "viridis", "cividis", "twilight", "twilight_shifted", "turbo", "deepgreen", "diverging",
 ]  # fmt: skip
-HeatmapOverlay = Literal["original", "grayscale", "mask_black", "none"]
-OverlayType = Literal["original", "grayscale", "mask_black", "none", "panel", "curves"]
+MapInterpolation = Literal["bilinear", "nearest", "bicubic"]
+HeatmapOverlay = Literal["original", "fade", "grayscale", "mask_black", "none"]
+OverlayType = Literal["original", "fade", "grayscale", "mask_black", "none", "panel", "curves"]
 HeatmapEncoding = Literal["png", "png16", "npy", "list", "none"]
 NamedSize = Literal["original", "input"]
 Size = NamedSize | int  # of what is rendered: an int is the longest side, in pixels
+SizeOption = Literal["original", "input", "grid"]  # the last of maps only, see `explain.cells`
 
 # Answers.
 Protocol = Literal["native", "kserve", "oip", "torchserve", "sagemaker", "vertex"]
@@ -55,7 +58,7 @@ MEDIA_TYPES: Final[dict[Delivery, str]] = {
     "webp": "image/webp",
     "npy": "application/x-npy",
 }
-Stage = Literal["decode", "queue", "infer", "render"]
+Stage = Literal["decode", "queue", "infer", "evaluate", "render"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 CacheStatus = Literal["hit", "coalesced", "miss"]
 CachePolicy = Literal["use", "renew", "off"]  # `renew` asks the network and keeps the answer; `off` leaves no trace

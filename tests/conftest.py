@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -86,6 +89,14 @@ def listening(app: FastAPI) -> Iterator[Running]:
         uvicorn_server.should_exit = True
         thread.join(30)
     assert not thread.is_alive()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Exports are kept for one run of the tests, in a folder that all of its processes share."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="camserve-tests-")
+        os.environ["CAMSERVE_CACHE_DIR"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

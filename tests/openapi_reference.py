@@ -40,6 +40,10 @@ CURL: Final = {
     "POST /models/{model}/inspect": f"{IMAGE} -F class_name='tabby' localhost:8000/models/efficientnet_lite0/inspect",
     "GET /models": "curl localhost:8000/models",
     "GET /models/{model}": "curl localhost:8000/models/efficientnet_lite0",
+    "GET /models/{model}/classes": (
+        "curl -D - localhost:8000/models/efficientnet_lite0/classes -o classes.json\n"
+        """curl -H 'If-None-Match: "<ETag of the answer before>"' localhost:8000/models/efficientnet_lite0/classes"""
+    ),
     "GET /methods": "curl localhost:8000/methods",
     "POST /admin/models/{model}/load": "curl -X POST -H 'X-API-Key: <admin key>' localhost:8000/admin/models/resnet50/load",
     "POST /admin/models/{model}/unload": "curl -X POST -H 'X-API-Key: <admin key>' localhost:8000/admin/models/resnet50/unload",

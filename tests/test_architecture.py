@@ -29,16 +29,20 @@ MAY_IMPORT = {
 ENGINE_MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "device": set(),
+    "disk_cache": set(),
     "cards": set(),
-    "runtimes": {"types", "device"},
-    "graph": {"runtimes", "types", "device"},
+    "runtimes": {"types", "device", "disk_cache"},
+    "graph": {"runtimes", "types", "device", "disk_cache"},
     "sources": {"cards", "device"},
     "methods": {"graph", "types"},
     "evaluation": {"graph", "types"},
     "layer_statistics": {"graph", "methods", "types"},
+    "layer_choice": {"disk_cache", "types"},
+    "calibration": {"disk_cache", "graph", "layer_choice", "runtimes", "types"},
     "batch": {"graph", "methods", "types"},
     "network": {
-        "batch", "cards", "device", "evaluation", "graph", "layer_statistics", "methods", "runtimes", "sources", "types",
+        "batch", "calibration", "cards", "device", "disk_cache", "evaluation", "graph", "layer_choice", "layer_statistics",
+        "methods", "runtimes", "sources", "types",
     },
 }  # fmt: skip
 ROOF = {"app", "cli", "__main__"}

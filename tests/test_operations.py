@@ -17,7 +17,19 @@ import yaml
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-PAPERS = ("Dockerfile", "docker-compose.yml", "Makefile", "README.md", "deploy/prometheus.yml")
+PAPERS = (
+    "Dockerfile",
+    "docker-compose.yml",
+    "Makefile",
+    "README.md",
+    "deploy/prometheus.yml",
+    "deploy/azure-ml.yml",
+    "deploy/kserve/inferenceservice.yaml",
+    "deploy/kserve/servingruntime.yaml",
+    "deploy/helm/camserve/values.yaml",
+    "docs/deploy.md",
+    "docs/coming-from.md",
+)
 
 
 def read(name: str) -> str:
@@ -147,7 +159,27 @@ def test_prometheus_scrapes_the_services_of_compose(compose: dict[str, Any]) -> 
     [discovery] = job["dns_sd_configs"]
     for name in discovery["names"]:
         assert compose["services"][name]["ports"][0].split(":")[-1] == str(discovery["port"])
-    assert set(discovery["names"]) == set(compose["services"]) - {"prometheus"}
+    assert set(discovery["names"]) == set(compose["services"]) - {"prometheus", "grafana"}
+
+
+def test_prometheus_loads_the_alerts(compose: dict[str, Any]) -> None:
+    [rules] = yaml.safe_load(read("deploy/prometheus.yml"))["rule_files"]
+    assert f"./deploy/alerts.yml:/etc/prometheus/{rules}:ro" in compose["services"]["prometheus"]["volumes"]
+    [job] = yaml.safe_load(read("deploy/prometheus.yml"))["scrape_configs"]
+    assert f'up{{job="{job["job_name"]}"}}' in read("deploy/alerts.yml")
+
+
+def test_whatever_watches_the_service_has_no_more_than_it_needs(compose: dict[str, Any]) -> None:
+    for name in ("prometheus", "grafana"):
+        service = compose["services"][name]
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert {"mem_limit", "cpus", "pids_limit"} <= service.keys()
+        for source, _, mode in (volume.split(":") for volume in service["volumes"] if volume.startswith("./")):
+            assert (ROOT / source).exists()
+            assert mode == "ro"
+    assert compose["services"]["grafana"]["environment"]["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
 
 
 def test_the_readme_names_targets_that_exist() -> None:

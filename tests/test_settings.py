@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,38 @@ def test_settings_do_not_change() -> None:
         setattr(Settings(), "port", 1)  # noqa: B010 (to a type checker it is as wrong as it is meant to be)
 
 
+@pytest.mark.parametrize("written", ["none", "None", " off "])
+def test_the_cache_on_disk_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("CAMSERVE_CACHE_DIR", written)
+    assert Settings().cache_dir is None
+    assert Settings(cache_dir="").cache_dir is None
+
+
+@pytest.mark.parametrize(
+    ("home", "xdg", "folder"),
+    [
+        ("/home/a", None, "/home/a/.cache/camserve"),
+        ("/home/a", "/var/cache", "/var/cache/camserve"),
+        ("/home/a", "relative", "/home/a/.cache/camserve"),
+    ],
+)
+def test_the_cache_on_disk_is_in_the_users_cache_folder(
+    monkeypatch: pytest.MonkeyPatch, home: str, xdg: str | None, folder: str
+) -> None:
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if xdg is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+    assert Settings().cache_dir == Path(folder)
+
+
+def test_a_user_without_a_home_has_no_cache_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    assert Settings().cache_dir is None
+
+
 @pytest.mark.parametrize("threads", [1, 2, 16])
 def test_network_and_codecs_share_the_cores(threads: int) -> None:
     settings = Settings(threads=threads)
@@ -143,3 +176,11 @@ def test_a_containers_quota_counts(monkeypatch: pytest.MonkeyPatch, quota: str |
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.setattr(Path, "read_text", read_text)
     assert Settings().cores == cores
+
+
+def test_the_page_of_settings_has_every_setting() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
+    table = {
+        name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert table == set(Settings.model_fields)

@@ -81,6 +81,7 @@ def test_every_metric_has_its_name() -> None:
     metrics.batch_size.labels("m", "fast").observe(4)
     metrics.batch_seconds.labels("m", "fast").observe(0.1)
     metrics.queue_depth.labels("m", "slow").set(3)
+    metrics.queue_limit.set(256)
     metrics.queue_wait_seconds.labels("m", "slow").observe(0.1)
     metrics.pass_seconds.labels("m", "slow").set(0.25)
     metrics.rejections.labels("overloaded").inc()
@@ -98,6 +99,7 @@ def test_every_metric_has_its_name() -> None:
         'camserve_batch_size_bucket{lane="fast",le="4.0",model="m"} 1.0',
         'camserve_batch_seconds_count{lane="fast",model="m"} 1.0',
         'camserve_queue_depth{lane="slow",model="m"} 3.0',
+        "camserve_queue_limit 256.0",
         'camserve_queue_wait_seconds_count{lane="slow",model="m"} 1.0',
         'camserve_pass_seconds{lane="slow",model="m"} 0.25',
         'camserve_rejections_total{code="overloaded"} 1.0',

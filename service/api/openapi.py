@@ -35,7 +35,7 @@ BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 
 ANSWER_HEADERS: Final = {
     "X-Request-ID": "The request's id: the one sent, or a new one.",
-    "Server-Timing": "Milliseconds of decode, queue, infer and render.",
+    "Server-Timing": "Milliseconds of decode, queue, infer, evaluate and render.",
     "X-Batch-Size": "Images in the network's pass that answered this request; 0 of a hit.",
     "X-Cache": "`miss`: the network was asked; `coalesced`: for another request at the same time; `hit`: before. Of several "
     "images the costliest. Absent where nothing is cached (/inspect, `cache_entries` 0). `Cache-Control: no-cache` in a "

@@ -25,6 +25,7 @@ from service.api.validation import validation_detail
 from service.errors import (
     AuthInvalid,
     AuthRequired,
+    BusyError,
     CamserveError,
     MethodNotAllowed,
     NotFound,
@@ -39,6 +40,7 @@ PLAIN_MEDIA_TYPE = "application/json"
 PROTOCOL_PATHS: Final = re.compile(r"/(v1|v2|predictions|explanations|invocations)(/|$)")
 TORCHSERVE_PATHS: Final = re.compile(r"/(predictions|explanations)(/|$)")
 DEFAULT_RETRY_AFTER_S = 1
+ESTIMATE_DIGITS = 3
 RETRY_STATUSES = (429, 503)
 
 log = structlog.get_logger(__name__)
@@ -89,6 +91,8 @@ def problem_response(
         "code": error.code,
         "error": error.detail,  # where clients of TorchServe, Triton and KServe look
     }
+    if isinstance(error, BusyError) and error.estimate_s is not None:
+        body["estimate_s"] = round(error.estimate_s, ESTIMATE_DIGITS)  # an extension member of RFC 9457
     if message:
         body["message"] = error.detail
     extra = {"Vary": "Accept", **(headers or {})}

@@ -106,7 +106,8 @@ async def explain(request: Request, services: ServicesDependency) -> Response:
     """Where in one or more images a class was found: heatmaps and overlays, with everything needed to read them.
 
     `Accept: image/png`, `image/jpeg` or `image/webp` (or option `format`) returns the overlay of one image and one class, or
-    a contact sheet of several with `overlay_type=panel`. `application/x-npy` returns the float32 map. Else JSON.
+    a contact sheet of several with `overlay_type=panel`. `application/x-npy` returns the float32 map. Else JSON. Overlays say
+    inside the file which model, class and method they show: XMP, which `camserve show` prints.
     """
     return await _explain(request, services, None)
 
@@ -153,15 +154,16 @@ async def _predict(request: Request, services: Services, model: str | None) -> R
 
 async def _explain(request: Request, services: Services, model: str | None) -> Response:
     async def ask(upload: Upload[ExplainOptions], delivery: Delivery, deadline: Deadline) -> Answer:
-        policy = cache_policy(request)
-        return await services.explainer.explain(upload.images, upload.options, delivery, deadline, policy)
+        policy, request_id = cache_policy(request), request_log_of(request.scope).id
+        return await services.explainer.explain(upload.images, upload.options, delivery, deadline, policy, request_id)
 
     return await _answer(request, services, model, ExplainOptions, ExplainResponse, ask)
 
 
 async def _inspect(request: Request, services: Services, model: str | None) -> Response:
     async def ask(upload: Upload[InspectOptions], delivery: Delivery, deadline: Deadline) -> Answer:
-        return await services.explainer.inspect(upload.images, upload.options, delivery, deadline)
+        request_id = request_log_of(request.scope).id
+        return await services.explainer.inspect(upload.images, upload.options, delivery, deadline, request_id)
 
     return await _answer(request, services, model, InspectOptions, InspectResponse, ask)
 

@@ -79,6 +79,11 @@ class Problem(BaseModel):
     instance: str = Field(description="`urn:request:` and the request's id.")
     code: str = Field(description="What is wrong, for programs: stable, in snake case.")
     error: str = Field(description="The same as `detail`.")
+    estimate_s: float | None = Field(
+        None,
+        description="Only of `deadline_exceeded` and `overloaded`, of a request refused beforehand because it could not be "
+        "ready in time: the seconds that it would take here.",
+    )
 
     model_config = ConfigDict(
         extra="forbid",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
 from cyclopts import App, Parameter
-from cyclopts.types import ExistingPath
+from cyclopts.types import ExistingFile, ExistingPath
 from cyclopts.validators import Number
 from pydantic import ValidationError
 from rich.console import Console
@@ -203,6 +203,17 @@ def check(
 
 
 @app.command(sort_key=7)
+def show(*files: Annotated[ExistingFile, Parameter(help="PNG, JPEG or WebP images.", required=True)]) -> int:
+    """Show what overlays say of themselves: model, class, probability, method and request, kept inside the file.
+
+    Ends with code 1 where a file says nothing.
+    """
+    from service.cli.show_files import show_files  # noqa: PLC0415
+
+    return SOME_FAILED if show_files(files, out, err) else 0
+
+
+@app.command(sort_key=8)
 def bench(
     *,
     model: Annotated[str | None, Parameter(help="Name of a model card; the first served if not given.")] = None,

@@ -19,6 +19,8 @@ from rich.text import Text
 from service.cli.benchmark import measure
 from service.cli.explain_files import find_images
 from service.engine.device import memory_use
+from service.engine.layer_choice import LayerChoice
+from service.engine.runtimes.choice import RuntimeChoice
 from service.engine.runtimes.precision import PHOTOGRAPHS
 from service.errors import CamserveError, ConfigurationError
 from service.explain.model import Model, check_path
@@ -43,7 +45,8 @@ class CheckReport:
         info: what `GET /models/{model}` tells.
         weights: where they came from.
         labels: where they came from, and how many of them differ from the source's own.
-        layer_reason: why the default layer is the default.
+        layer_choice: why the default layer is the default, what was tried before, what else could be named.
+        runtime_choice: engine and precision, what was gained, what was refused and why.
         load_s: seconds until the model was ready to serve.
         memory_bytes: in use with the model loaded, see `memory_use`.
         parameter_bytes: of the network's parameters and buffers.
@@ -56,7 +59,8 @@ class CheckReport:
     info: ModelInfo
     weights: str
     labels: str
-    layer_reason: str
+    layer_choice: LayerChoice
+    runtime_choice: RuntimeChoice
     load_s: float
     memory_bytes: int
     parameter_bytes: int
@@ -144,7 +148,8 @@ def _report(
         info=model.describe(),
         weights=str(card.weights),
         labels=_labels(model),
-        layer_reason="named by the card" if card.explain.layer else "chosen by the network",
+        layer_choice=network.layer_choice,
+        runtime_choice=network.runtime_choice,
         load_s=loaded_s,
         memory_bytes=memory,
         parameter_bytes=network.parameter_bytes,
@@ -152,7 +157,7 @@ def _report(
         explain_ms=1000 * timing.explain_s,
         inapplicable=dict(network.inapplicable),
         check=check,
-        problems=tuple(problems(check)),
+        problems=tuple(problems(check, network.layer_choice.warning)),
     )
 
 
@@ -221,13 +226,26 @@ def _facts(report: CheckReport, model: Model) -> Iterator[tuple[str, str]]:
     yield "labels", f"{info.classes} classes, {report.labels}"
     for layer in (model.network.layers[name] for name in info.default_layer):
         size = f"{layer.channels} channels on {layer.grid[0]} x {layer.grid[1]} ({layer.layout})"
-        yield "layer", f"{layer.name}, {report.layer_reason}: {size}"
-    others = [name for name in reversed(model.network.layers) if name not in info.default_layer][:ALTERNATIVES]
-    yield "others", f"{', '.join(others)}, ... {len(model.network.layers)} in all"
-    yield "engine", f"{info.engine} in {info.precision} on {info.device}"
+        yield "layer", f"{layer.name}: {size}; {report.layer_choice.reason}"
+    for rejected, reason in report.layer_choice.rejected:
+        yield "not", f"{rejected}: {reason}"
+    others = ", ".join(report.layer_choice.alternatives[:ALTERNATIVES]) or "none"
+    yield "others", f"{others}; {len(model.network.layers)} layers can be named"
+    yield "engine", _engine(report)
     yield "load", f"{report.load_s:.1f} s"
     yield "memory", f"{report.memory_bytes / 1e6:.0f} MB in use, {parameters:.1f} million parameters"
     yield "one image", f"predict {report.predict_ms:.1f} ms, explain {report.explain_ms:.1f} ms"
+
+
+def _engine(report: CheckReport) -> str:
+    """Engine, precision and device; what bfloat16 gained or why it was refused."""
+    info, choice = report.info, report.runtime_choice
+    text = f"{info.engine} in {info.precision} on {info.device}"
+    if choice.precision == "bf16" and choice.gain is not None:
+        text += f", {choice.gain:.2f} times as fast as fp32"
+    for name, reason in (("bf16", choice.bf16_refused), ("openvino", choice.openvino_refused)):
+        text += f"; {name} refused: {reason}" if reason is not None else ""
+    return text
 
 
 def _method_table(check: ModelCheck) -> Table:

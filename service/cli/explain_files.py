@@ -28,7 +28,19 @@ from service.telemetry import Metrics
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".mpo"}
 DEADLINE_S = 3600.0  # no client waits at a connection
 SHOWN_ROWS = 40
-COLUMNS = ("file", "overlay", "class_id", "label", "wordnet_id", "probability", "logit", "raw_max", "blank", "error")
+COLUMNS = (
+    "file",
+    "overlay",
+    "class_id",
+    "label",
+    "wordnet_id",
+    "probability",
+    "logit",
+    "raw_max",
+    "raw_unit",
+    "blank",
+    "error",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +59,7 @@ class ExplanationRecord:
         prediction = self.explanation
         return (
             str(self.file), str(self.overlay or ""), str(prediction.class_id), prediction.label, prediction.wordnet_id or "",
-            f"{prediction.probability:.6f}", f"{prediction.logit:.6f}", f"{self.explanation.raw_max:.6g}",
+            f"{prediction.probability:.6f}", f"{prediction.logit:.6f}", f"{prediction.raw_max:.6g}", prediction.raw_unit,
             str(self.explanation.blank).lower(), "",
         )  # fmt: skip
 

@@ -78,7 +78,7 @@ def _default_in_help(default: object) -> str | bool:
         MODEL: ("model", "method", "layer"),
         CLASSES: ("class_id", "class_name", "versus", "top_k"),
         OVERLAY: ("overlay_type", "color_map", "alpha", "size"),
-        MAP: ("polarity", "scale", "fit", "clip_percent_lowerbound", "clip_percent_upperbound"),
+        MAP: ("polarity", "scale", "fit", "interpolation", "clip_percent_lowerbound", "clip_percent_upperbound"),
         METHOD: tuple(MethodParameters.model_fields),
     }
 )
@@ -90,7 +90,7 @@ class ExplainCommandOptions(ExplainOptions, defer_build=True):
     {
         MODEL: ("model", "layer"),
         CLASSES: ("class_id", "class_name", "versus", "top_k"),
-        MAP: ("polarity", "scale", "fit", "clip_percent_lowerbound", "clip_percent_upperbound"),
+        MAP: ("polarity", "scale", "fit", "interpolation", "clip_percent_lowerbound", "clip_percent_upperbound"),
     }
 )
 class EvaluateCommandOptions(ExplainOptions, defer_build=True):
@@ -102,17 +102,21 @@ class ServeSettings(Settings, defer_build=True):
     """Settings of `camserve serve`: all."""
 
 
-@expose_fields({SETTINGS: ("models_dir", "device", "random_weights", "max_batch_size", "max_image_pixels", "threads")})
+@expose_fields(
+    {SETTINGS: ("models_dir", "device", "random_weights", "cache_dir", "max_batch_size", "max_image_pixels", "threads")}
+)
 class ExplainSettings(Settings, defer_build=True):
     """Settings of `camserve explain`."""
 
 
-@expose_fields({SETTINGS: ("models_dir", "device", "random_weights", "max_image_pixels", "threads")})
+@expose_fields({SETTINGS: ("models_dir", "device", "random_weights", "cache_dir", "max_image_pixels", "threads")})
 class EvaluateSettings(Settings, defer_build=True):
     """Settings of `camserve evaluate`."""
 
 
-@expose_fields({SETTINGS: ("models_dir", "device", "precision", "engine", "random_weights", "max_batch_size", "threads")})
+@expose_fields(
+    {SETTINGS: ("models_dir", "device", "precision", "engine", "random_weights", "cache_dir", "max_batch_size", "threads")}
+)
 class BenchSettings(Settings, defer_build=True):
     """Settings of `camserve bench`."""
 

@@ -7,9 +7,11 @@ nothing of queues, colours, scales or the size of rendered images.
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,21 +19,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.batch import Batch, EngineRequest, explain_batch
+from service.engine.calibration import calibrate
 from service.engine.cards.card import Card
+from service.engine.disk_cache import NO_ENTRIES, DiskCache, Entries
 from service.engine.evaluation.faithfulness import evaluate
 from service.engine.evaluation.sanity import shuffled
 from service.engine.graph.layout import LayoutOverride
 from service.engine.graph.runner import Checkpoint, ChunkedRunner, no_checkpoint
-from service.engine.graph.split import Split, split
+from service.engine.graph.split import Split
 from service.engine.graph.split_cache import SizedNetwork, SplitCache
 from service.engine.layer_statistics import default_layers, layer_statistics
 from service.engine.methods import METHODS
 from service.engine.methods.augmentation import augmented
 from service.engine.methods.method import NO_PARAMETERS, BatchedMethod, Method
-from service.engine.runtimes import TORCH_FP32, RuntimeOptions, choose
+from service.engine.runtimes import TORCH_FP32, RuntimeOptions
 from service.engine.runtimes.precision import photographs
-from service.engine.runtimes.torch import TorchTrunk, Trunk
+from service.engine.runtimes.torch import TorchTrunk
 from service.engine.sources import LoadedNetwork, load
+from service.engine.sources.identity import network_identity
 from service.engine.types import (
     EngineResult,
     Evaluation,
@@ -42,6 +47,8 @@ from service.engine.types import (
     MethodParameters,
 )
 from service.errors import ConfigurationError, LayerNotFound, MethodNotApplicable
+
+WARM_S: Final = 1.0  # of the first batch of a size, for a second one to follow
 
 
 class Network:
@@ -54,6 +61,9 @@ class Network:
         preprocessing: the way from an image to the network's input.
         activation: the function from logits to probabilities.
         layers: the layers at which the network can be explained, by module path, at the card's input size.
+        default_layers: the layers of requests that name none.
+        layer_choice: why these, and what else could be named.
+        runtime_choice: why this engine and precision.
         methods: names of the methods that fit the network.
         inapplicable: the other methods -> why they do not fit.
         classes: number of logits.
@@ -67,6 +77,7 @@ class Network:
         device: torch.device,
         override: LayoutOverride | None = None,
         options: RuntimeOptions = TORCH_FP32,
+        entries: Entries = NO_ENTRIES,
     ) -> None:
         """Exports and splits the network.
 
@@ -77,6 +88,7 @@ class Network:
             device: the device to run on.
             override: layout of `layers`, in place of the layout that the graph tells.
             options: engine and precision of the card's split.
+            entries: what is kept of the network on disk.
 
         Raises:
             ConfigurationError: the network cannot be exported, the card's layer does not exist or has no grid, or the options
@@ -98,20 +110,27 @@ class Network:
         self._std = torch.tensor(loaded.preprocessing.std, device=device).view(1, -1, 1, 1) * 255
         self._size = (loaded.preprocessing.height, loaded.preprocessing.width)
         overrides = dict.fromkeys(layers, override) if override is not None else {}
-        self._splits = SplitCache(name, self._module, self._channels, self._size, overrides)
+        self._splits = SplitCache(name, self._module, self._channels, self._size, overrides, entries)
         graph = self._splits.graph
         self.classes = int(graph.logits.meta["val"].shape[1])
         self.layers: dict[str, LayerInfo] = graph.layers()
-        default_layer = graph.default_layer()
-        self.default_layers = tuple(layers) or ((default_layer,) if default_layer else ())
-        if not self.default_layers:
-            raise ConfigurationError(f"card {name}: the network has no layer with a grid of more than one cell to explain")
         try:
-            self.check_layers(self.default_layers)
+            self.check_layers(layers)
         except LayerNotFound as error:
             raise ConfigurationError(f"card {name}: explain.layer: {error.detail}") from error
-        self._torch_split = split(graph, self.default_layers)
-        self._default_split = self._calibrate(options)
+        calibration = calibrate(
+            name=name,
+            graph=graph,
+            layers=layers,
+            options=options,
+            images=(images := photographs(*self._size)),
+            normalized=self._normalize(np.stack(images)),
+            explain=self._explain_photographs,
+            entries=entries.extended(size=self._size, normalization=[self.preprocessing.mean, self.preprocessing.std]),
+        )
+        self.layer_choice, self.runtime_choice = calibration.layer_choice, calibration.runtime_choice
+        self.default_layers = self.layer_choice.chosen
+        self._torch_split, self._default_split = calibration.torch_split, calibration.split
         self.engine, self.precision = self._default_split.trunk.engine, self._default_split.trunk.precision
         network = SizedNetwork(self._splits, self._size)
         self.inapplicable = {name: why for name, method in METHODS.items() if (why := method.why_not(network)) is not None}
@@ -119,9 +138,17 @@ class Network:
 
     @classmethod
     def load(
-        cls, card: Card, device: torch.device, options: RuntimeOptions = TORCH_FP32, *, random_weights: bool = False
+        cls,
+        card: Card,
+        device: torch.device,
+        options: RuntimeOptions = TORCH_FP32,
+        *,
+        random_weights: bool = False,
+        cache: DiskCache | None = None,
     ) -> Network:
         """Builds a card's network, loads its weights, exports and splits it; the card's `[runtime]` overrides the options.
+
+        What an earlier start has exported and chosen is read from the cache.
 
         Raises:
             ConfigurationError: the card cannot be fulfilled; the message names the card, the field and the remedy.
@@ -129,7 +156,11 @@ class Network:
         explain, runtime = card.explain, card.runtime
         override = LayoutOverride(explain.layout, explain.prefix_tokens or 0) if explain.layout is not None else None
         options = replace(options, engine=runtime.engine or options.engine, precision=runtime.precision or options.precision)
-        return cls(card.name, load(card, random_weights=random_weights), explain.layer, device, override, options)
+        loaded = load(card, random_weights=random_weights)
+        entries = NO_ENTRIES
+        if cache is not None:
+            entries = Entries(cache, network_identity(card, loaded, device))
+        return cls(card.name, loaded, explain.layer, device, override, options, entries)
 
     @property
     def parameter_bytes(self) -> int:
@@ -236,10 +267,15 @@ class Network:
             yield
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
-        """Explains two blank batches of each size, so that kernels and buffers exist before the first request."""
+        """Explains blank batches of each size, so that kernels and buffers exist before the first request.
+
+        The second batch of a size is slower than later ones too; where the first takes longer than `WARM_S`, it is left out.
+        """
         blank = np.zeros((*self._size, 3), np.uint8)
         for size in batch_sizes:
-            for _ in range(2):
+            start = time.perf_counter()
+            self.run([EngineRequest(pixels=blank, best=1)] * size)
+            if time.perf_counter() - start < WARM_S:
                 self.run([EngineRequest(pixels=blank, best=1)] * size)
 
     def _takes_default_split(self, request: EngineRequest) -> bool:
@@ -271,24 +307,18 @@ class Network:
             )
         )
 
-    def _calibrate(self, options: RuntimeOptions) -> Split:
-        """The card's split, with the trunk of the engine and precision that serve it."""
-        if options.exact:
-            return self._torch_split
-        images = photographs(*self._size)
-        requests = [EngineRequest(pixels=image, best=1, layers=self.default_layers) for image in images]
+    def _explain_photographs(self, split: Split, images: Sequence[NDArray[np.uint8]]) -> list[EngineResult]:
+        """Explains the best class of each image, at the layers of a split.
 
-        def explain_with(trunk: Trunk) -> list[EngineResult]:
-            checkpoints = [no_checkpoint] * len(requests)
-            results = self._explain(replace(self._torch_split, trunk=trunk), requests, checkpoints)
-            for result in results:
-                if isinstance(result, Exception):
-                    raise result
-            return [result for result in results if isinstance(result, EngineResult)]
-
-        assert isinstance(self._torch_split.trunk, TorchTrunk)
-        normalized = self._normalize(np.stack(images))
-        return replace(self._torch_split, trunk=choose(self.name, self._torch_split.trunk, normalized, options, explain_with))
+        Raises:
+            InferenceNonFinite: the network's output for an image is not finite.
+        """
+        requests = [EngineRequest(pixels=image, best=1, layers=split.layers) for image in images]
+        results = self._explain(split, requests, [no_checkpoint] * len(requests))
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return [result for result in results if isinstance(result, EngineResult)]
 
     def _normalize(self, pixels: NDArray[np.uint8]) -> Tensor:
         """uint8 RGB ``[N, h, w, 3]`` -> float32 ``[N, C, h, w]`` with the card's mean and standard deviation, on the device.

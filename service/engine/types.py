@@ -49,8 +49,8 @@ class EngineResult:
     Attributes:
         logits: float32 ``[classes]``.
         classes: the explained class ids, in order: those of the request, or the best.
-        maps: for each class, for each layer, the signed map on the layer's grid, float32 ``[rows, columns]``, in logit units;
-            for methods without layers one map of the input's size.
+        maps: for each class, for each layer, the signed map on the layer's grid, float32 ``[rows, columns]``, in the method's
+            unit; for methods without layers one map, of the input's size or on the grid of patches.
         layers: paths of the modules at which the network was split; empty for methods without layers.
         engine, precision: the engine that ran the trunk, and the precision of its arithmetic.
     """

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -16,20 +16,22 @@ from service.engine.network import Network
 from service.engine.types import EngineResult, Evaluation, EvaluationRequest
 from service.errors import ImageError, ParameterInvalid
 from service.explain.cache import CacheResult, costliest
+from service.explain.cells import check_cells
 from service.explain.model import ClassSelection, Model, select_classes
 from service.explain.options import ExplainOptions, InspectOptions
 from service.explain.plan import ImageInput, InspectPlan, Plan
 from service.explain.preprocess import PreparedImage, preprocess
 from service.explain.registry import Registry
 from service.explain.render import (
+    MAX_LISTED_VALUES,
     RenderedImage,
     check_output_size,
     combine,
     render_explanations,
     render_heatmaps,
-    render_inspection,
     render_predictions,
 )
+from service.explain.render_inspection import render_inspection
 from service.explain.results import Answer, Media, MethodInfo, Timings
 from service.explain.scheduler import BatchResult, Checkpoint, Deadline, Job, Reservation
 from service.imaging.headers import Limits
@@ -43,13 +45,17 @@ T = TypeVar("T")
 DIGITS: Final = 3  # of milliseconds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceResult:
-    """What the network said of each image, how that is rendered, and where it came from, if anything is cached."""
+    """What the network said of each image, how that is rendered, and where it came from, if anything is cached.
+
+    `evaluation` is the time that measuring explanations took, with its wait; None where none were measured.
+    """
 
     results: Sequence[BatchResult[Any]]
     render: Sequence[Callable[[], RenderedImage]]
     status: CacheStatus | None = None
+    evaluation: Interval | None = None
 
 
 Infer = Callable[[Sequence[PreparedImage]], Awaitable[InferenceResult]]
@@ -86,6 +92,7 @@ class Explainer:
         delivery: Delivery,
         deadline: Deadline,
         policy: CachePolicy = "use",
+        request_id: str | None = None,
     ) -> Answer:
         """Explains every image.
 
@@ -95,11 +102,12 @@ class Explainer:
             delivery: json, or one image or array for the whole answer.
             deadline: of the request.
             policy: what may be taken from the cache, and kept in it.
+            request_id: what images say of the request that asked for them.
 
         Raises:
             CamserveError: the child that says what is wrong.
         """
-        plan = self._plan(images, options, delivery, policy, explain=True)
+        plan = replace(self._plan(images, options, delivery, policy, explain=True), request_id=request_id)
         plan.check_delivery()
         return await self._answer_plan(plan, deadline)
 
@@ -110,13 +118,25 @@ class Explainer:
         return await self._answer_plan(self._plan(images, options, "json", policy, explain=False), deadline)
 
     async def inspect(
-        self, images: Sequence[ImageInput], options: InspectOptions, delivery: Delivery, deadline: Deadline
+        self,
+        images: Sequence[ImageInput],
+        options: InspectOptions,
+        delivery: Delivery,
+        deadline: Deadline,
+        request_id: str | None = None,
     ) -> Answer:
         """Describes layers for one class of every image; as `explain`, without explanations. Nothing is cached."""
         model = self._registry.get(options.model)
         model.network.check_layers(options.layer)
         selections = self._select_classes(model, images, explain=True)
-        plan = InspectPlan(model=model, images=tuple(images), selections=selections, options=options, delivery=delivery)
+        plan = InspectPlan(
+            model=model,
+            images=tuple(images),
+            selections=selections,
+            options=options,
+            delivery=delivery,
+            request_id=request_id,
+        )
         plan.check()
         async with model.scheduler.admit({"slow": len(images)}, sum(plan.costs), deadline) as reservation:
             infer = partial(self._inspect_layers, plan, deadline, reservation)
@@ -129,6 +149,8 @@ class Explainer:
                 name=method.name,
                 family=method.family,
                 cost=method.cost,
+                passes=method.passes(method.defaults),
+                raw_unit=method.raw_unit,
                 options=method.parameter_names,
                 paper=method.paper,
                 summary=method.summary,
@@ -192,16 +214,18 @@ class Explainer:
             "infer": (ran, ran + max(result.ran_s for result in results)),
             "render": (inferred, clock()),
         }
-        seconds = {stage: end - start for stage, (start, end) in intervals.items()}
-        for stage in STAGES:
-            self._metrics.stage_seconds.labels(stage).observe(seconds[stage])
+        if inference.evaluation is not None:
+            intervals["evaluate"] = inference.evaluation
+        seconds: dict[Stage, float] = {stage: end - start for stage, (start, end) in intervals.items()}
+        for stage, duration in seconds.items():
+            self._metrics.stage_seconds.labels(stage).observe(duration)
         batch_size = max(result.batch_size for result in results)
         method = plan.method.name if isinstance(plan, Plan) and plan.explains else ""
         self._tracer.record_stages(
             intervals, {"model": plan.model.card.name, "method": method, "batch_size": batch_size, "images": len(plan.images)}
         )
         self._metrics.images.labels(plan.model.card.name).inc(len(plan.images))
-        milliseconds = {stage: round(1000 * seconds[stage], DIGITS) for stage in STAGES}
+        milliseconds = {stage: round(1000 * seconds.get(stage, 0.0), DIGITS) for stage in STAGES}
         return Answer(
             model=plan.model.identity_of([result.value for result in results]),
             results=tuple(image.result for image in rendered),
@@ -235,16 +259,24 @@ class Explainer:
         model = plan.model
         found = await self._results(plan, deadline, reservation, images)
         results = [one.result for one in found]
+        if plan.options.size == "grid":
+            check_cells([result.value for result in results], MAX_LISTED_VALUES)
         evaluations: list[tuple[Evaluation, ...]] = [()] * len(results)
+        evaluation: Interval | None = None
         if plan.evaluates:
+            started = time.perf_counter()
             jobs = [_evaluation_job(plan, image, result.value) for image, result in zip(images, results, strict=True)]
             measured = await model.scheduler.run_jobs(jobs, deadline, reservation, plan.evaluation_costs)
             evaluations = [result.value for result in measured]
+            evaluation = (started, time.perf_counter())
         render = [
-            partial(_render_image, plan, deadline, image, result.value, selection, measured)
-            for image, result, selection, measured in zip(images, results, plan.selections, evaluations, strict=True)
+            partial(_render_image, plan, deadline, number, image, result.value, selection, measured)
+            for number, (image, result, selection, measured) in enumerate(
+                zip(images, results, plan.selections, evaluations, strict=True), 1
+            )
         ]
-        return InferenceResult(results, render, costliest(found) if model.cache.enabled else None)
+        status = costliest(found) if model.cache.enabled else None
+        return InferenceResult(results=results, render=render, status=status, evaluation=evaluation)
 
     async def _results(
         self, plan: Plan, deadline: Deadline, reservation: Reservation, images: Sequence[PreparedImage]
@@ -277,10 +309,19 @@ class Explainer:
         jobs = [partial(model.network.layer_statistics, request) for request in plan.requests(images)]
         results = await model.scheduler.run_jobs(jobs, deadline, reservation, plan.costs)
         render = [
-            partial(render_inspection, image, result.value, model.scores(result.value), selection, plan.options, plan.delivery)
+            partial(
+                render_inspection,
+                image,
+                result.value,
+                model.scores(result.value),
+                selection,
+                plan.options,
+                plan.delivery,
+                plan.provenance,
+            )
             for image, result, selection in zip(images, results, plan.selections, strict=True)
         ]
-        return InferenceResult(results, render)
+        return InferenceResult(results=results, render=render)
 
     async def _render(
         self, render: Sequence[Callable[[], RenderedImage]], combined: Combine
@@ -325,6 +366,7 @@ def _evaluation_job(plan: Plan, image: PreparedImage, result: EngineResult) -> J
 def _render_image(
     plan: Plan,
     deadline: Deadline,
+    number: int,
     image: PreparedImage,
     result: EngineResult,
     selection: ClassSelection,
@@ -333,4 +375,15 @@ def _render_image(
     scores = plan.model.scores(result)
     if not plan.explains:
         return render_predictions(image, scores, selection, plan.options)
-    return render_explanations(image, result, scores, selection, plan.options, plan.delivery, deadline, evaluations)
+    return render_explanations(
+        image,
+        result,
+        scores,
+        selection,
+        plan.options,
+        plan.delivery,
+        deadline,
+        evaluations,
+        provenance=plan.provenance,
+        number=number,
+    )

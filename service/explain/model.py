@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,14 @@ from service.engine.cards.card import Card
 from service.engine.cards.labels import LabelSet, numbered_labels, read_labels
 from service.engine.cards.reference import LABELS_FILE
 from service.engine.device import Device
+from service.engine.disk_cache import DiskCache
 from service.engine.network import Network
 from service.engine.runtimes import RuntimeOptions
 from service.engine.types import EngineResult, LayerStatisticsResult
 from service.errors import ConfigurationError, ParameterInvalid
 from service.explain.cache import Cache
 from service.explain.options import Targets
-from service.explain.results import ModelCheck, ModelIdentity, ModelInfo, Prediction
+from service.explain.results import ClassInfo, ClassList, ModelCheck, ModelIdentity, ModelInfo, Prediction
 from service.explain.scheduler import Deadline, Scheduler
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -82,6 +84,17 @@ def select_classes(targets: Targets, labels: LabelSet, *, explain: bool, max_cla
     elif versus is not None:
         versus = labels.check(versus)
     return ClassSelection(classes=classes, best=best, versus=versus, listed=listed)
+
+
+def list_classes(labels: LabelSet) -> ClassList:
+    """Every class of a set of labels, in order of class ids."""
+    wordnet_ids = labels.wordnet_ids or (None,) * len(labels)
+    return ClassList(
+        tuple(
+            ClassInfo(class_id=class_id, label=label, wordnet_id=wordnet_id)
+            for class_id, (label, wordnet_id) in enumerate(zip(labels.labels, wordnet_ids, strict=True))
+        )
+    )
 
 
 class ClassScores:
@@ -166,7 +179,8 @@ class Model:
         options = RuntimeOptions(
             engine=settings.engine, precision=settings.precision, threads=settings.engine_threads, calls=settings.replicas
         )
-        network = Network.load(card, device, options, random_weights=settings.random_weights)
+        cache = DiskCache(settings.cache_dir)
+        network = Network.load(card, device, options, random_weights=settings.random_weights, cache=cache)
         if network.classes == 1 and network.activation == "softmax":
             raise ConfigurationError(
                 f"card {card.name}: labels.activation: the network has one logit, of which a softmax makes 1 whatever it sees; "
@@ -208,6 +222,11 @@ class Model:
             ", ".join(sorted({getattr(result, name) for result in results})) for name in ("engine", "precision")
         )
         return replace(self.identity, engine=engine, precision=precision)
+
+    @functools.cached_property
+    def classes(self) -> ClassList:
+        """Every class, as predictions name it."""
+        return list_classes(self.labels)
 
     def describe(self) -> ModelInfo:
         """What `GET /models/{model}` tells of a loaded model; the state is the registry's to say."""

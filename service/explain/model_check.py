@@ -24,6 +24,7 @@ from service.explain.preprocess import PreparedImage
 from service.explain.render import render_heatmaps
 from service.explain.results import FaithfulnessScores, MethodCheck, ModelCheck
 
+DEFAULT_METHOD: Final = "gradcam"
 BASELINE_METHOD: Final = "random_cam"  # is not to be trusted by design
 IGNORES: Final = 0.98  # a rank correlation above it: the map is the same for other weights of the head
 DEPENDS_IN_PART: Final = 0.7
@@ -91,13 +92,18 @@ def check_model(
     )
 
 
-def problems(check: ModelCheck, default_method: str = "gradcam") -> list[str]:
-    """Why a model would not serve well; [] where nothing was found."""
-    found = []
+def problems(check: ModelCheck, layer_warning: str | None = None) -> list[str]:
+    """Why a model would not serve well; [] where nothing was found.
+
+    Args:
+        check: of its methods.
+        layer_warning: why maps at its default layer show nothing, if so.
+    """
+    found = [f"{layer_warning}; name another one with layer"] if layer_warning is not None else []
     for one in check.methods:
-        if one.method != default_method:
+        if one.method != DEFAULT_METHOD:
             continue
-        if one.sanity is None:
+        if one.sanity is None and layer_warning is None:
             found.append(f"every map of {one.method} is blank: the layer carries no evidence; name another one with layer")
         if one.faithfulness is not None and check.random is not None and one.faithfulness.insertion <= check.random.insertion:
             found.append(

@@ -16,10 +16,12 @@ from service.vocabulary import (
     Delivery,
     Fit,
     HeatmapEncoding,
-    NamedSize,
+    MapInterpolation,
     OverlayType,
     Polarity,
     Scale,
+    Size,
+    SizeOption,
     TensorName,
 )
 
@@ -107,13 +109,21 @@ class ExplainOptions(ModelOptions, MethodParameters, Targets):
         "classes of the image, so that an absent class stays dark), `none` (raw).",
     )
     color_map: ColorMap | None = Field(
-        None, description="OpenCV colour map, or `none` for grey. `jet` if not given, blue-white-red for polarity `both`."
+        None,
+        description="OpenCV colour map, `diverging` (blue, white, red), or `none` for grey. `jet` if not given, `diverging` "
+        "for polarity `both`.",
     )
     alpha: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="Weight of the heatmap in the overlay.")
-    overlay_type: OverlayType = Field(
-        "original",
-        description="`original`, `grayscale`, `mask_black` (the image shows where the map is hot), `none` (heatmap alone), "
-        "`panel` (image, heatmap and overlay side by side; one row per class), `curves` (a plot of what `evaluate` finds).",
+    overlay_type: OverlayType | None = Field(
+        None,
+        description="`original`, `fade` (opacity follows the map's magnitude, `alpha` at its peak), `grayscale`, `mask_black` "
+        "(the image shows where the map is hot), `none` (heatmap alone), `panel` (image, heatmap and overlay side by side; one "
+        "row per class), `curves` (a plot of what `evaluate` finds). `original` if not given, `fade` for polarity `both`.",
+    )
+    interpolation: MapInterpolation = Field(
+        "bilinear",
+        description="How the layer's grid is spread over the image: `bilinear` (pytorch-grad-cam's), `nearest` (the cells as "
+        "they are), `bicubic` (smooth; values beyond the grid's own lowest and highest are clipped to them).",
     )
     clip_percent_lowerbound: float = Field(
         0.0, ge=0, le=100, allow_inf_nan=False, description="Map values below this percentile show as the lowest."
@@ -121,9 +131,11 @@ class ExplainOptions(ModelOptions, MethodParameters, Targets):
     clip_percent_upperbound: float = Field(
         100.0, ge=0, le=100, allow_inf_nan=False, description="Map values above this percentile show as the highest."
     )
-    size: NamedSize | Annotated[int, Field(ge=8, le=16384)] = Field(
+    size: SizeOption | Annotated[int, Field(ge=8, le=16384)] = Field(
         "original",
-        description="Image size: `original`, `input` (the image as the network saw it) or a longest side in pixels.",
+        description="Image size: `original`, `input` (the image as the network saw it) or a longest side in pixels. `grid` is "
+        "for maps alone (`format=npy`, `heatmap=list` or `npy`): the layer's own cells, those of `region`; an overlay beside "
+        "it is `original`. Refused of several layers whose grids differ, and of methods with a value for each pixel.",
     )
     heatmap: HeatmapEncoding = Field(
         "png", description="Heatmap in JSON: 8-bit grey, 16-bit grey, float32 .npy, nested list, none."
@@ -134,6 +146,11 @@ class ExplainOptions(ModelOptions, MethodParameters, Targets):
         description="In JSON: measure each explanation against the network (deletion, insertion, average drop, ROAD), beside a "
         "random map and a map of the centre. Takes many passes.",
     )
+
+    @property
+    def image_size(self) -> Size:
+        """The size of images; those that come beside cells have the original's."""
+        return "original" if self.size == "grid" else self.size
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> ExplainOptions:
@@ -155,4 +172,6 @@ class InspectOptions(ModelOptions, Targets):
         (), description="Module path to look at, repeatable; a few layers over the network's depth if not given."
     )
     channels: int = Field(8, ge=1, le=64, description="How many of a layer's strongest channels are shown.")
-    color_map: ColorMap | None = Field(None, description="OpenCV colour map, or `none` for grey. `viridis` if not given.")
+    color_map: ColorMap | None = Field(
+        None, description="OpenCV colour map, `diverging`, or `none` for grey. `viridis` if not given."
+    )

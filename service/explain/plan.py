@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service import __version__
 from service.engine.batch import EngineRequest
 from service.engine.evaluation.faithfulness import PASSES_PER_MAP
 from service.engine.methods.input_gradients import GRADIENT_COST
@@ -15,9 +16,11 @@ from service.engine.methods.method import Method
 from service.engine.types import LayerStatisticsRequest, MethodParameters
 from service.errors import NotAcceptable, ParameterInvalid
 from service.explain.cache import CacheKey
+from service.explain.cells import check_one_grid
 from service.explain.model import ClassSelection, Model
 from service.explain.options import ExplainOptions, InspectOptions, Targets
 from service.explain.preprocess import PreparedImage
+from service.imaging.provenance import Provenance
 from service.vocabulary import CachePolicy, Delivery, Fit, LaneName, Size
 
 
@@ -36,6 +39,7 @@ class Plan:
     Attributes:
         method, parameters: as `Network.resolve_method` gives them.
         selections: one per image.
+        request_id: None where no request over HTTP asks.
     """
 
     model: Model
@@ -46,6 +50,7 @@ class Plan:
     options: ExplainOptions
     delivery: Delivery
     policy: CachePolicy = "use"
+    request_id: str | None = None
 
     @property
     def fit(self) -> Fit:
@@ -72,7 +77,7 @@ class Plan:
     def rendered_size(self) -> Size | None:
         """At which size images are rendered; None where the answer holds none."""
         rendered = self.options.overlay if self.delivery == "json" else self.delivery != "npy"
-        return self.options.size if self.explains and rendered else None
+        return self.options.image_size if self.explains and rendered else None
 
     @property
     def places(self) -> dict[LaneName, int]:
@@ -100,6 +105,14 @@ class Plan:
         """Passes of the network in the slow lane."""
         return sum(self.costs if self.lane == "slow" else ()) + sum(self.evaluation_costs if self.evaluates else ())
 
+    @property
+    def provenance(self) -> Provenance:
+        """What all images of the answer say of their origin."""
+        options = self.options
+        return replace(
+            _provenance(self.model, self.request_id), method=options.method, polarity=options.polarity, scale=options.scale
+        )
+
     def requests(self, images: Sequence[PreparedImage]) -> list[EngineRequest]:
         """What the network is asked; for predictions alone without a layer, so that they share any batch."""
         return [
@@ -123,11 +136,14 @@ class Plan:
         ]
 
     def check_delivery(self) -> None:
-        """Refuses to show several explanations as one.
+        """Refuses to show several explanations as one, or as cells what has none.
 
         Raises:
             NotAcceptable: one image or array cannot answer this request.
+            ParameterInvalid: `size=grid` is asked of an image, or of maps without one grid.
         """
+        if self.options.size == "grid":
+            self._check_grid()
         explanations = sum(selection.count for selection in self.selections)
         if self.delivery == "npy" and len(self.selections) > 1:
             raise NotAcceptable("An array answers for one image. Send one image a request, or accept application/json.")
@@ -136,6 +152,20 @@ class Plan:
                 f"An image shows one class of one image, and this request asks for {explanations} explanations. Use "
                 "overlay_type=panel for one sheet with a row each, or accept application/json."
             )
+
+    def _check_grid(self) -> None:
+        if self.delivery != "npy" and (self.delivery != "json" or self.options.heatmap not in {"npy", "list"}):
+            raise ParameterInvalid(
+                "size: grid is for maps. Ask for format=npy, or in JSON for heatmap=list or npy; images have the size "
+                "original, input, or a number of pixels."
+            )
+        if not self.method.has_grid:
+            raise ParameterInvalid(
+                f"size: {self.method.name} has no grid, but a value for each pixel of the network's input. Ask for size=input."
+            )
+        if self.method.layered:
+            network = self.model.network
+            check_one_grid([network.layers[layer].grid for layer in self.options.layer or network.default_layers])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +177,7 @@ class InspectPlan:
     selections: tuple[ClassSelection, ...]
     options: InspectOptions
     delivery: Delivery
+    request_id: str | None = None
 
     @property
     def fit(self) -> Fit:
@@ -162,6 +193,11 @@ class InspectPlan:
     def costs(self) -> list[int]:
         """Passes of the network that each image needs."""
         return [GRADIENT_COST] * len(self.images)
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the sheet says of its origin."""
+        return _provenance(self.model, self.request_id)
 
     def requests(self, images: Sequence[PreparedImage]) -> list[LayerStatisticsRequest]:
         """What the network is asked, for each image."""
@@ -187,3 +223,14 @@ class InspectPlan:
             raise ParameterInvalid("class_id, class_name, top_k: one class of an image is looked at. Name one, or none.")
         if self.delivery != "json" and len(self.selections) > 1:
             raise NotAcceptable("A sheet shows layers for one image. Send one, or accept application/json.")
+
+
+def _provenance(model: Model, request_id: str | None) -> Provenance:
+    identity = model.identity
+    return Provenance(
+        software=f"camserve {__version__}",
+        model=identity.name,
+        version=identity.version,
+        digest=identity.digest,
+        request_id=request_id,
+    )

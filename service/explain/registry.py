@@ -15,7 +15,7 @@ from service.engine.cards.repository import read_cards, select_cards
 from service.engine.device import prepare_device, release_memory
 from service.errors import ConfigurationError, ModelNotFound, ModelUnhealthy, NotReady
 from service.explain.model import Model
-from service.explain.results import ModelInfo
+from service.explain.results import ClassList, ModelInfo
 from service.settings import Settings
 from service.telemetry import Metrics
 from service.vocabulary import ModelState
@@ -89,6 +89,8 @@ class Registry:
         Raises:
             ConfigurationError: one of them cannot be loaded; which, and why.
         """
+        if self._settings.cache_dir is None:
+            log.info("disk_cache_off", meaning="every start exports the networks anew; CAMSERVE_CACHE_DIR names a folder")
         await asyncio.gather(*(self._change(name, self._load) for name in self.startup_models))
 
     async def load(self, name: str) -> None:
@@ -142,6 +144,11 @@ class Registry:
                 raise NotReady("This model is still loading. Try again in a moment; GET /readyz tells when.", retry_after_s=2)
             case _:
                 raise ModelNotFound(f"No such model is served here. Models served: {', '.join(self._models)}.")
+
+    def list_classes(self, name: str) -> tuple[ClassList, str]:
+        """The classes of a model, and the digest of its weights; raises as `get` does."""
+        model = self.get(name)
+        return model.classes, model.identity.digest
 
     def describe(self) -> list[ModelInfo]:
         """Every card, those asked for at start first."""

@@ -8,24 +8,24 @@ from __future__ import annotations
 import base64
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.types import EngineResult, Evaluation, LayerStatistics, LayerStatisticsResult
+from service.engine.methods import METHODS
+from service.engine.types import EngineResult, Evaluation
 from service.errors import ParameterInvalid
+from service.explain.cells import scale_cells
 from service.explain.model import ClassScores, ClassSelection
-from service.explain.options import ExplainOptions, InspectOptions, TensorOptions
+from service.explain.options import ExplainOptions, TensorOptions
 from service.explain.preprocess import PreparedImage
 from service.explain.results import (
     EncodedMedia,
     ExplainResult,
     Explanation,
     ImageTensors,
-    Inspection,
-    InspectResult,
     Media,
     Prediction,
     PredictResult,
@@ -34,16 +34,14 @@ from service.explain.scheduler import Deadline
 from service.imaging.encode import encode_grey, encode_image, encode_npy
 from service.imaging.geometry import fit_size, place_map, resize_image, resize_region
 from service.imaging.heatmap import Heatmap, scale_maps
-from service.imaging.overlay import colorize, compose, default_color_map, lut
+from service.imaging.overlay import compose, default_color_map, default_overlay_type, lut
 from service.imaging.panel import PanelRow, contact_sheet
-from service.imaging.tiles import Section, Tile, tile_sheet
-from service.vocabulary import MEDIA_TYPES, Box, Delivery, HeatmapOverlay, ImageMedia, Size, TensorName
+from service.imaging.provenance import ClassProvenance, Provenance
+from service.vocabulary import MEDIA_TYPES, Box, Delivery, HeatmapOverlay, ImageMedia, MapInterpolation, Size, TensorName
 
 MAX_LISTED_VALUES: Final = 1_000_000  # of one answer: a number in a list costs 50 times what it costs in an array
 MAX_ENLARGED_PIXELS: Final = 16_000_000  # of one rendered image: a small file must not ask for a giant
 MAX_RENDERED_PIXELS: Final = 256_000_000  # of one answer, over all its images and classes
-INSPECT_COLUMNS: Final = 8
-INSPECT_COLOR_MAP: Final = "viridis"  # unless another is asked for
 
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.float32]
@@ -51,10 +49,14 @@ Map = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedImage:
-    """One image's part of the answer; `rows` and `arrays` are what one answer for several classes is put together from."""
+    """One image's part of the answer; the rest is what one answer for several classes is put together from.
+
+    `provenances` are those of `rows`.
+    """
 
     result: PredictResult
     rows: tuple[PanelRow, ...] = ()
+    provenances: tuple[Provenance, ...] = ()
     arrays: tuple[Map, ...] = ()
     media: Media | None = None
     tensors: ImageTensors | None = None
@@ -86,10 +88,10 @@ class Canvas:
         """The image, uint8 ``[H, W, 3]``."""
         return self.image.pixels if self.as_input else resize_image(self.image.decoded.rgb, self.width, self.height)
 
-    def place(self, values: Map) -> Map:
+    def place(self, values: Map, interpolation: MapInterpolation = "bilinear") -> Map:
         """A map of the network's input, float32 ``[h, w]``, on the canvas, ``[H, W]``; 0 where the network did not look."""
         if not self.as_input:
-            return place_map(values, self.image.placement, self.width, self.height)
+            return place_map(values, self.image.placement, self.width, self.height, interpolation)
         left, top, right, bottom = self.region
         placed = np.zeros_like(values)
         placed[top:bottom, left:right] = values[top:bottom, left:right]
@@ -109,7 +111,9 @@ def check_output_size(
         height, width = image.decoded.height, image.decoded.width
         side = max(height, width)
         pixels = height * width
-        if options.size == "input":
+        if options.size == "grid" and not options.overlay:
+            pixels = 0  # `cells.check_cells` counts them
+        elif options.size == "input":
             pixels = image.pixels.shape[0] * image.pixels.shape[1]
         elif isinstance(options.size, int):
             pixels = round(pixels * (options.size / side) ** 2)
@@ -118,7 +122,8 @@ def check_output_size(
                     f"size: images are enlarged to at most {MAX_ENLARGED_PIXELS} pixels; ask for a smaller size."
                 )
         total += pixels * selection.count
-    limit = MAX_LISTED_VALUES if delivery == "json" and options.heatmap == "list" else MAX_RENDERED_PIXELS
+    lists_pixels = delivery == "json" and options.heatmap == "list" and options.size != "grid"
+    limit = MAX_LISTED_VALUES if lists_pixels else MAX_RENDERED_PIXELS
     if total > limit:
         instead = ", or heatmap=npy." if limit == MAX_LISTED_VALUES else "."
         raise ParameterInvalid(
@@ -137,6 +142,7 @@ def render_heatmaps(image: PreparedImage, result: EngineResult, options: Explain
         scale=options.scale,
         input_size=image.placement.input_size,
         clip=(options.clip_percent_lowerbound, options.clip_percent_upperbound),
+        interpolation=options.interpolation,
     )
 
 
@@ -157,6 +163,9 @@ def render_explanations(
     delivery: Delivery,
     deadline: Deadline,
     evaluations: Sequence[Evaluation] = (),
+    *,
+    provenance: Provenance,
+    number: int = 1,
 ) -> RenderedImage:
     """Renders everything that was asked for of one image.
 
@@ -169,13 +178,16 @@ def render_explanations(
         delivery: where it is not JSON, `rows`, `arrays` or `media` of the rendered image hold what is delivered.
         deadline: looked at before each class.
         evaluations: one for each class, or none.
+        provenance: what the images of the answer say of their origin, without layers and classes.
+        number: of the image within the request, from 1.
 
     Raises:
         DeadlineExceeded: no client waits any more.
     """
-    canvas = Canvas.of(image, options.size)
+    canvas = Canvas.of(image, options.image_size)
     explanations: list[Explanation] = []
     rows: list[PanelRow] = []
+    provenances: list[Provenance] = []
     arrays: list[Map] = []
     overlays: list[Pixels] = []
     media: Media | None = None
@@ -183,7 +195,10 @@ def render_explanations(
     versus = None if selection.versus is None else scores.of(selection.versus)
     heatmaps = render_heatmaps(image, result, options)
     measured: Sequence[Evaluation | None] = evaluations or [None] * len(heatmaps)
-    for class_id, heatmap, evaluation in zip(result.classes, heatmaps, measured, strict=True):
+    cells: Sequence[Map | None] = [None] * len(heatmaps)
+    if options.size == "grid":
+        cells = scale_cells(result, image.placement, options)
+    for class_id, heatmap, evaluation, class_cells in zip(result.classes, heatmaps, measured, cells, strict=True):
         deadline.check()
         explained = _ExplainedClass(
             canvas=canvas,
@@ -192,27 +207,31 @@ def render_explanations(
             prediction=scores.of(class_id),
             versus=versus,
             evaluation=evaluation,
+            cells=class_cells,
+            provenance=describe_class(provenance, result.layers, scores.of(class_id), versus, number),
         )
         heatmap_media: EncodedMedia | list[Any] | None = None
         overlay: EncodedMedia | None = None
         if tensors is not None:
             if "heatmap" in tensors:
-                arrays.append(canvas.place(heatmap.values))
+                arrays.append(explained.values)
             if options.overlay:
                 overlays.append(_render_class(explained))
+                provenances.append(explained.provenance)
         elif delivery == "npy":
-            arrays.append(canvas.place(heatmap.values))
+            arrays.append(explained.values)
         elif delivery != "json" and options.overlay_type == "panel":
             rows.append(_panel_row(explained))
+            provenances.append(explained.provenance)
         elif delivery != "json":
-            media = _image_media(_render_class(explained), delivery)
+            media = image_media(_render_class(explained), delivery, explained.provenance)
         else:
-            heatmap_media = _heatmap_media(canvas, heatmap, options)
+            heatmap_media = _heatmap_media(explained)
             if options.overlay:
-                overlay = _base64(_image_media(_render_class(explained), "png"))
+                overlay = _base64(image_media(_render_class(explained), "png", explained.provenance))
         explanations.append(
             Explanation(
-                **_fields(explained.prediction),
+                **fields_of(explained.prediction),
                 versus=versus,
                 method=options.method,
                 layer=result.layers,
@@ -220,6 +239,7 @@ def render_explanations(
                 scale=options.scale,
                 raw_min=heatmap.raw_min,
                 raw_max=heatmap.raw_max,
+                raw_unit=METHODS[options.method].raw_unit,
                 blank=heatmap.blank,
                 grid=heatmap.grid,
                 region=image.placement.region,
@@ -231,9 +251,10 @@ def render_explanations(
     return RenderedImage(
         result=ExplainResult(image=image.info, predictions=scores.best(selection.listed), explanations=tuple(explanations)),
         rows=tuple(rows),
+        provenances=tuple(provenances),
         arrays=tuple(arrays),
         media=media,
-        tensors=None if tensors is None else _image_tensors(tensors, scores, arrays, overlays),
+        tensors=None if tensors is None else _image_tensors(tensors, scores, arrays, overlays, provenances),
     )
 
 
@@ -254,13 +275,16 @@ def combine(images: Sequence[RenderedImage], delivery: Delivery, *, color_map: s
         return Media(media_type=MEDIA_TYPES["npy"], width=stack.shape[-1], height=stack.shape[-2], data=encode_npy(stack))
     rows = [row for image in images for row in image.rows]
     if rows:
-        return _image_media(_contact_sheet(rows, color_map, signed=signed), delivery)
+        described = [one for image in images for one in image.provenances]
+        classes = tuple(one for part in described for one in part.classes)
+        sheet = _contact_sheet(rows, color_map, signed=signed)
+        return image_media(sheet, delivery, replace(described[0], classes=classes))
     return images[0].media
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ExplainedClass:
-    """What one class's image is rendered from."""
+    """What one class's image is rendered from; `cells` are its map where the cells of its grid are asked for."""
 
     canvas: Canvas
     heatmap: Heatmap
@@ -268,6 +292,13 @@ class _ExplainedClass:
     prediction: Prediction
     versus: Prediction | None
     evaluation: Evaluation | None
+    cells: Map | None
+    provenance: Provenance
+
+    @property
+    def values(self) -> Map:
+        """The map that is delivered, scaled as asked: cells ``[rows, columns]``, or on the canvas ``[H, W]``."""
+        return self.cells if self.cells is not None else self.canvas.place(self.heatmap.values, self.options.interpolation)
 
 
 def _render_class(explained: _ExplainedClass) -> Pixels:
@@ -282,14 +313,14 @@ def _render_class(explained: _ExplainedClass) -> Pixels:
         return evaluation_curves(explained.evaluation, options.method, explained.prediction)
     if options.overlay_type == "panel":
         return _contact_sheet([_panel_row(explained)], options.color_map, signed=explained.heatmap.signed)
-    return _overlay(explained, options.overlay_type)
+    return _overlay(explained, options.overlay_type or default_overlay_type(signed=explained.heatmap.signed))
 
 
 def _overlay(explained: _ExplainedClass, overlay_type: HeatmapOverlay) -> Pixels:
     canvas, heatmap, options = explained.canvas, explained.heatmap, explained.options
     return compose(
         canvas.rgb,
-        canvas.place(heatmap.shades),
+        canvas.place(heatmap.shades, options.interpolation),
         region=canvas.region,
         color_map=options.color_map,
         alpha=options.alpha,
@@ -299,13 +330,18 @@ def _overlay(explained: _ExplainedClass, overlay_type: HeatmapOverlay) -> Pixels
 
 
 def _image_tensors(
-    wanted: frozenset[TensorName], scores: ClassScores, heatmaps: Sequence[Map], overlays: Sequence[Pixels]
+    wanted: frozenset[TensorName],
+    scores: ClassScores,
+    heatmaps: Sequence[Map],
+    overlays: Sequence[Pixels],
+    provenances: Sequence[Provenance],
 ) -> ImageTensors:
+    files = zip(overlays, provenances, strict=True) if "overlay_png" in wanted else ()
     return ImageTensors(
         scores=scores.probabilities,
         heatmaps=tuple(heatmaps),
         overlays=tuple(overlays) if "overlay" in wanted else (),
-        overlay_files=tuple(encode_image(rgb, "png") for rgb in overlays) if "overlay_png" in wanted else (),
+        overlay_files=tuple(image_media(rgb, "png", provenance).data for rgb, provenance in files),
     )
 
 
@@ -315,7 +351,7 @@ def _panel_row(explained: _ExplainedClass) -> PanelRow:
     return PanelRow(
         rgb=explained.canvas.rgb,
         heat_rgb=_overlay(explained, "none"),
-        overlay_rgb=_overlay(explained, "original"),
+        overlay_rgb=_overlay(explained, default_overlay_type(signed=explained.heatmap.signed)),
         caption=f"{prediction.label}  {prediction.probability:.1%}",
         note=f"{note}, nothing found" if explained.heatmap.blank else note,
     )
@@ -326,80 +362,33 @@ def _contact_sheet(rows: Sequence[PanelRow], color_map: str | None, *, signed: b
     return contact_sheet(rows, bar=bar, bar_ends=("against", "for") if signed else ("low", "high"))
 
 
-def _heatmap_media(canvas: Canvas, heatmap: Heatmap, options: ExplainOptions) -> EncodedMedia | list[Any] | None:
+def _heatmap_media(explained: _ExplainedClass) -> EncodedMedia | list[Any] | None:
+    canvas, heatmap, options = explained.canvas, explained.heatmap, explained.options
     match options.heatmap:
         case "none":
             return None
         case "list":
-            listed: list[Any] = canvas.place(heatmap.values).tolist()
+            listed: list[Any] = explained.values.tolist()
             return listed
         case "npy":
-            data, media_type = encode_npy(canvas.place(heatmap.values)), MEDIA_TYPES["npy"]
+            values = explained.values
+            height, width = values.shape
+            return _base64(Media(media_type=MEDIA_TYPES["npy"], width=width, height=height, data=encode_npy(values)))
         case "png" | "png16":
             bits: Literal[8, 16] = 16 if options.heatmap == "png16" else 8
-            data = encode_grey(canvas.place(heatmap.shades), bits, signed=heatmap.signed)
-            media_type = MEDIA_TYPES["png"]
-    return _base64(Media(media_type=media_type, width=canvas.width, height=canvas.height, data=data))
-
-
-# Layers ---------------------------------------------------------------------------------------------------------------------
-
-
-def render_inspection(
-    image: PreparedImage,
-    result: LayerStatisticsResult,
-    scores: ClassScores,
-    selection: ClassSelection,
-    options: InspectOptions,
-    delivery: Delivery,
-) -> RenderedImage:
-    """One image's part of the answer of /inspect, with a sheet of feature maps where an image is asked for."""
-    prediction = scores.of(result.class_id)
-    inspection = Inspection(
-        **_fields(prediction),
-        versus=None if selection.versus is None else scores.of(selection.versus),
-        layers=result.layers,
-    )
-    media: Media | None = None
-    if delivery != "json":
-        color_map = options.color_map or INSPECT_COLOR_MAP
-        sections = [
-            _section(statistics, feature_maps, prediction.label, color_map)
-            for statistics, feature_maps in zip(result.layers, result.feature_maps, strict=True)
-        ]
-        media = _image_media(tile_sheet(sections, columns=INSPECT_COLUMNS), delivery)
-    predictions = scores.best(selection.listed)
-    return RenderedImage(result=InspectResult(image=image.info, predictions=predictions, inspection=inspection), media=media)
-
-
-def _section(statistics: LayerStatistics, feature_maps: Map, label: str, color_map: str) -> Section:
-    channels, rows, columns = statistics.shape
-    return Section(
-        f"{statistics.layer}   {channels} x {rows} x {columns}",
-        f"activations {statistics.activation_min:.3g} to {statistics.activation_max:.3g}, mean "
-        f"{statistics.activation_mean:.3g}; the channels that weigh most for {label}, with their weight (mean gradient)",
-        tuple(
-            Tile(_feature_map(values, color_map), f"{channel.channel}:  {channel.weight:+.2g}")
-            for channel, values in zip(statistics.strongest, feature_maps, strict=True)
-        ),
-    )
-
-
-def _feature_map(values: Map, color_map: str) -> Pixels:
-    """From its own lowest to its own highest value."""
-    low, high = float(values.min()), float(values.max())
-    shades = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return colorize(np.asarray(shades, np.float32), color_map, signed=False)
+            data = encode_grey(canvas.place(heatmap.shades, options.interpolation), bits, signed=heatmap.signed)
+            return _base64(Media(media_type=MEDIA_TYPES["png"], width=canvas.width, height=canvas.height, data=data))
 
 
 # Encoding -------------------------------------------------------------------------------------------------------------------
 
 
-def _image_media(rgb: Pixels, delivery: Delivery) -> Media:
+def image_media(rgb: Pixels, delivery: Delivery, provenance: Provenance) -> Media:
+    """An image, uint8 ``[H, W, 3]``, as a file of the format asked for, with its provenance inside."""
     assert delivery not in {"json", "npy"}  # an image is delivered as an image
     media: ImageMedia = delivery  # type: ignore[assignment] # mypy does not narrow a literal by `in`
     height, width, _ = rgb.shape
-    return Media(media_type=MEDIA_TYPES[media], width=width, height=height, data=encode_image(rgb, media))
+    return Media(media_type=MEDIA_TYPES[media], width=width, height=height, data=encode_image(rgb, media, provenance))
 
 
 def _base64(media: Media) -> EncodedMedia:
@@ -411,5 +400,20 @@ def _base64(media: Media) -> EncodedMedia:
     )
 
 
-def _fields(prediction: Prediction) -> dict[str, Any]:
+def describe_class(
+    provenance: Provenance, layers: Sequence[str], prediction: Prediction, versus: Prediction | None, number: int = 1
+) -> Provenance:
+    """The provenance of an answer made that of the image of one class, of the image with that number in the request."""
+    shown = ClassProvenance(
+        image=number,
+        class_id=prediction.class_id,
+        label=prediction.label,
+        probability=prediction.probability,
+        versus=None if versus is None else versus.label,
+    )
+    return replace(provenance, layers=tuple(layers), classes=(shown,))
+
+
+def fields_of(prediction: Prediction) -> dict[str, Any]:
+    """The fields that all that is said of a class begins with."""
     return {name: getattr(prediction, name) for name in ("class_id", "label", "wordnet_id", "probability", "logit")}

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
 from service.engine.types import CLOSED, Evaluation, LayerInfo, LayerStatistics
-from service.vocabulary import CacheStatus, Cost, ModelState, Polarity, Scale
+from service.vocabulary import CacheStatus, Cost, ModelState, Polarity, RawUnit, Scale
 
 _PREDICTION: dict[str, Any] = {
     "class_id": 282, "label": "tiger cat", "wordnet_id": "n02123159", "probability": 0.39, "logit": 9.1,
 }  # fmt: skip
 _EXPLANATION: dict[str, Any] = _PREDICTION | {
     "versus": None, "method": "gradcam", "layer": ["bn2"], "polarity": "positive", "scale": "minmax", "raw_min": 0.0,
-    "raw_max": 3.1, "blank": False, "grid": [7, 7], "region": [75, 0, 375, 300],
+    "raw_max": 3.1, "raw_unit": "logit", "blank": False, "grid": [7, 7], "region": [75, 0, 375, 300],
     "heatmap": {"media_type": "image/png", "width": 451, "height": 300, "b64": "iVBORw0KGgo="}, "overlay": None,
     "evaluation": None,
 }  # fmt: skip
@@ -28,6 +28,10 @@ _MODEL: dict[str, Any] = {
     "name": "efficientnet_lite0", "version": "1", "digest": "sha256:57934424...", "precision": "fp32", "engine": "torch",
     "device": "cpu",
 }  # fmt: skip
+RAW_UNIT = Field(
+    description="What the map counts before scaling: `logit` (of a gradient by the image: for each unit of the normalised "
+    "input), `activation`, `probability`, or `none`: a product of several, or a number without a unit."
+)
 
 
 def _closed(example: dict[str, Any]) -> ConfigDict:
@@ -85,15 +89,19 @@ class Explanation(Prediction):
     layer: tuple[str, ...]
     polarity: Polarity
     scale: Scale
-    raw_min: Annotated[float, Field(description="Lowest value of the map before scaling, in logit units.")]
-    raw_max: Annotated[float, Field(description="Highest value of the map before scaling, in logit units.")]
+    raw_min: Annotated[float, Field(description="Lowest value of the map before scaling, in `raw_unit`.")]
+    raw_max: Annotated[float, Field(description="Highest value of the map before scaling, in `raw_unit`.")]
+    raw_unit: Annotated[RawUnit, RAW_UNIT]
     blank: Annotated[bool, Field(description="No cell of the map has the sign asked for; the map is all zero.")]
     grid: Annotated[tuple[int, int], Field(description="Rows and columns of the layer's map.")]
     region: Annotated[
         tuple[int, int, int, int],
         Field(description="Left, top, right, bottom in pixels of the upright original: the part that the model saw."),
     ]
-    heatmap: Annotated[EncodedMedia | list[Any] | None, Field(description="As option `heatmap` asks; zero outside `region`.")]
+    heatmap: Annotated[
+        EncodedMedia | list[Any] | None,
+        Field(description="As option `heatmap` asks: zero outside `region`; of `size=grid` what lies in it."),
+    ]
     overlay: Annotated[EncodedMedia | None, Field(description="With option `overlay`.")]
     evaluation: Annotated[Evaluation | None, Field(description="With option `evaluate`.")]
 
@@ -127,13 +135,17 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Milliseconds per stage; of several images the slowest. `queue` is the wait for the network, `infer` the network."""
+    """Milliseconds per stage; of several images the slowest.
+
+    `queue` is the wait for the network, `infer` the network, `evaluate` the evaluation with its wait, 0 without one.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
     decode: float
     queue: float
     infer: float
+    evaluate: float
     render: float
     total: float
 
@@ -256,6 +268,10 @@ class MethodInfo:
     name: str
     family: str
     cost: Cost
+    passes: Annotated[
+        int, Field(ge=1, description="Forward passes that one image, class and layer cost with the default parameters.")
+    ]
+    raw_unit: Annotated[RawUnit, RAW_UNIT]
     options: Annotated[tuple[str, ...], Field(description="Request options that the method minds.")]
     paper: str
     summary: str
@@ -341,6 +357,26 @@ class ModelList:
     __pydantic_config__: ClassVar[ConfigDict] = CLOSED
 
     models: list[ModelInfo]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassInfo:
+    """A class of a model."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    class_id: Annotated[int, Field(ge=0)]
+    label: Annotated[str, Field(description="As predictions show it.")]
+    wordnet_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassList:
+    """Every class of a model, in order of class ids."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = CLOSED
+
+    classes: tuple[ClassInfo, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -592,12 +592,15 @@ class Scheduler(Generic[Item, Result]):
         if needed_s > left_s:
             raise DeadlineExceeded(
                 f"This would need about {needed_s:.0f} s here, {left_s:.0f} s are left. Ask for fewer samples or classes, or "
-                "have request_timeout_s raised."
+                "have request_timeout_s raised.",
+                estimate_s=needed_s,
             )
         queued_s = self.slow.queued_cost * rate
         if queued_s + needed_s > left_s:
             raise Overloaded(
-                "Too much work is waiting for this to be ready in time. Try again later.", retry_after_s=max(1.0, queued_s)
+                "Too much work is waiting for this to be ready in time. Try again later.",
+                retry_after_s=max(1.0, queued_s),
+                estimate_s=queued_s + needed_s,
             )
 
     def _fast_running(self, batches: int) -> None:

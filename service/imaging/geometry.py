@@ -14,13 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.vocabulary import Box, Fit, Interpolation, Preprocessing
+from service.vocabulary import Box, Fit, Interpolation, MapInterpolation, Preprocessing
 
 _RESAMPLING: Final[dict[Interpolation, Image.Resampling]] = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
+}
+_MAP_RESAMPLING: Final[dict[MapInterpolation, int]] = {
+    "bilinear": cv2.INTER_LINEAR,
+    "nearest": cv2.INTER_NEAREST_EXACT,
+    "bicubic": cv2.INTER_CUBIC,
 }
 _REDUCING_GAP: Final = 3.0
 
@@ -150,7 +155,30 @@ def resize_region(placement: Placement, width: int, height: int) -> Box:
     return _round_box((left * scale_x, top * scale_y, right * scale_x, bottom * scale_y), width, height)
 
 
-def place_map(values: NDArray[np.float32], placement: Placement, width: int, height: int) -> NDArray[np.float32]:
+def resize_map(values: NDArray[np.float32], width: int, height: int, interpolation: MapInterpolation) -> NDArray[np.float32]:
+    """Spreads a map over `width` by `height` pixels, cells with their centres between the pixels that they cover.
+
+    Args:
+        values: float32 ``[h, w]``.
+        width: of the result.
+        height: of the result.
+        interpolation: `bilinear` is OpenCV's, as in pytorch-grad-cam; `nearest` shows the cells as they are; `bicubic` is
+            smooth, and clipped to the lowest and the highest of `values`, which it would overshoot.
+
+    Returns:
+        float32 ``[height, width]``, of no value beyond those of `values`.
+    """
+    resized = np.asarray(cv2.resize(values, (width, height), interpolation=_MAP_RESAMPLING[interpolation]), np.float32)
+    return np.clip(resized, values.min(), values.max()) if interpolation == "bicubic" else resized
+
+
+def place_map(
+    values: NDArray[np.float32],
+    placement: Placement,
+    width: int,
+    height: int,
+    interpolation: MapInterpolation = "bilinear",
+) -> NDArray[np.float32]:
     """Resamples a map of the network's input to the original image.
 
     Args:
@@ -158,6 +186,7 @@ def place_map(values: NDArray[np.float32], placement: Placement, width: int, hei
         placement: the placement of the original in the input.
         width: width of the result, the original at any scale.
         height: height of the result.
+        interpolation: as in `resize_map`.
 
     Returns:
         float32 ``[height, width]``: the map in the placement's region, 0 elsewhere.
@@ -166,14 +195,35 @@ def place_map(values: NDArray[np.float32], placement: Placement, width: int, hei
     region_map = np.ascontiguousarray(values[top:bottom, left:right])
     left, top, right, bottom = resize_region(placement, width, height)
     if region_map.shape != (bottom - top, right - left):
-        region_map = np.asarray(
-            cv2.resize(region_map, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR), np.float32
-        )
+        region_map = resize_map(region_map, right - left, bottom - top, interpolation)
     if region_map.shape == (height, width):
         return region_map
     canvas = np.zeros((height, width), np.float32)
     canvas[top:bottom, left:right] = region_map
     return canvas
+
+
+def crop_cells(cells: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+    """The cells of a grid over the network's input whose centres lie in the image, not in its padding; at least one.
+
+    Args:
+        cells: float32 ``[rows, columns]``.
+        placement: the placement of the original in the input.
+
+    Returns:
+        float32 ``[r, c]``, contiguous.
+    """
+    left, top, right, bottom = placement.window
+    (height, width), (rows, columns) = placement.input_size, cells.shape
+    vertical, horizontal = _cells_between(top, bottom, height, rows), _cells_between(left, right, width, columns)
+    return np.ascontiguousarray(cells[vertical, horizontal])
+
+
+def _cells_between(start: int, stop: int, length: int, cells: int) -> slice:
+    """The cells of a side of `length` pixels whose centres lie from `start` to `stop`; the cell in their middle if none."""
+    inside = [cell for cell in range(cells) if start <= (cell + 0.5) * length / cells < stop]
+    middle = int((start + stop) / 2 * cells / length)
+    return slice(inside[0], inside[-1] + 1) if inside else slice(middle, middle + 1)
 
 
 def _make_placement(

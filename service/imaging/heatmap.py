@@ -1,4 +1,4 @@
-"""Scales signed maps in logit units to heatmaps for delivery and rendering. This module knows no image and no colour.
+"""Scales signed maps in their method's unit to heatmaps for delivery and rendering. This module knows no image and no colour.
 
 The steps for one class: polarity; per layer a scale and a resize to the input; the mean over layers; the scale again. With
 `minmax` the result is bit-identical to pytorch-grad-cam 1.5.7's `compute_cam_per_layer`, `aggregate_multi_layers` and
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from service.vocabulary import Polarity, Scale
+from service.imaging.geometry import resize_map
+from service.vocabulary import MapInterpolation, Polarity, Scale
 
 Map = NDArray[np.float32]
 
@@ -30,7 +30,7 @@ class Heatmap:
         values: float32 ``[h, w]`` at the input's size, scaled as requested, for delivery.
         shades: float32 ``[h, w]``, 0..1, or -1..1 where `signed`, for rendering.
         signed: whether values are signed (polarity `both`).
-        raw_min: lowest cell of the grids before scaling, of the requested polarity, in logit units.
+        raw_min: lowest cell of the grids before scaling, of the requested polarity, in the method's unit.
         raw_max: highest cell of those grids.
         blank: whether no cell has the requested sign; values and shades are then zero.
         grid: (rows, columns) of the first layer's map.
@@ -52,17 +52,19 @@ def scale_maps(
     scale: Scale,
     input_size: tuple[int, int],
     clip: tuple[float, float] = (0, 100),
+    interpolation: MapInterpolation = "bilinear",
 ) -> tuple[Heatmap, ...]:
     """Scales the maps of one image's classes.
 
     Args:
-        maps: for each class, for each layer, a signed grid ``[gh, gw]`` in logit units.
+        maps: for each class, for each layer, a signed grid ``[gh, gw]`` in the method's unit.
         polarity: `positive` keeps evidence for the class, `negative` evidence against it, `both` keeps signs.
         scale: `minmax` scales each map to 0..1, `max` divides it by its own peak, `shared` by the peak of all classes, `none`
-            keeps logit units. Signed maps keep their zero: `minmax` is then `max`.
-        input_size: (height, width) of the network's input.
+            keeps that unit. Signed maps keep their zero: `minmax` is then `max`.
+        input_size: (height, width) of the network's input; that of the grids themselves leaves cells as they are.
         clip: percentiles of the shades: values below the first become the lowest shade, values above the second the highest.
             With `shared` they are percentiles of all classes together, so that clipping does not undo the shared scale.
+        interpolation: how a grid is spread over the input, as in `geometry.resize_map`.
 
     Returns:
         One heatmap per class, in order.
@@ -70,15 +72,15 @@ def scale_maps(
     signed = polarity == "both"
     grids = [[_polarize(grid, polarity) for grid in layers] for layers in maps]
     if scale == "none":
-        values = [_fuse(layers, input_size) for layers in grids]
+        values = [_fuse(layers, input_size, interpolation) for layers in grids]
         shades = [_divide_by_peak([value])[0] for value in values]
     elif scale == "shared":
         by_layer = [_divide_by_peak(layer) for layer in zip(*grids, strict=True)]
-        values = _divide_by_peak([_fuse(layers, input_size) for layers in zip(*by_layer, strict=True)])
+        values = _divide_by_peak([_fuse(layers, input_size, interpolation) for layers in zip(*by_layer, strict=True)])
         shades = values
     else:
         rescale = _minmax if scale == "minmax" and not signed else _divide_by_own_peak
-        values = [rescale(_fuse([rescale(grid) for grid in layers], input_size)) for layers in grids]
+        values = [rescale(_fuse([rescale(grid) for grid in layers], input_size, interpolation)) for layers in grids]
         shades = values
     shades = _clip(shades, clip) if scale == "shared" else [_clip([shade], clip)[0] for shade in shades]
     return tuple(
@@ -101,10 +103,10 @@ def _polarize(grid: Map, polarity: Polarity) -> Map:
     return np.maximum(grid if polarity == "positive" else -grid, np.float32(0))
 
 
-def _fuse(layers: Sequence[Map], input_size: tuple[int, int]) -> Map:
+def _fuse(layers: Sequence[Map], input_size: tuple[int, int], interpolation: MapInterpolation) -> Map:
     """The mean of every layer's grid, resized to the input."""
     height, width = input_size
-    resized = [cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR) for grid in layers]
+    resized = [resize_map(grid, width, height, interpolation) for grid in layers]
     return np.asarray(np.mean(resized, axis=0), np.float32)
 
 

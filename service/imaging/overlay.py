@@ -43,10 +43,11 @@ def compose(
         shades: float32 ``[H, W]``, 0..1, or -1..1 where `signed`.
         region: (left, top, right, bottom) of the network's input, in pixels of `rgb`; the map is rendered only there.
         color_map: one of `NAMES`, or None for the default: jet, or blue-white-red where `signed`.
-        alpha: weight of the heatmap, 0..1; ignored by `mask_black`.
+        alpha: weight of the heatmap, 0..1; ignored by `mask_black` and `none`.
         overlay_type: `original` and `grayscale` blend ``(1 - alpha) * image + alpha * heatmap``, with the rest of the image
-            dimmed; `mask_black` multiplies the image by its shade's magnitude; `none` is the heatmap alone. The last two are
-            black outside the region.
+            dimmed; `fade` does so with alpha times the shade's magnitude in place of alpha, so that the image is untouched
+            where the map is 0; `mask_black` multiplies the image by its shade's magnitude; `none` is the heatmap alone. The
+            last two are black outside the region.
         signed: whether shades are signed.
 
     Returns:
@@ -66,7 +67,11 @@ def compose(
     covers_image = image.shape == rgb.shape
     if overlay_type == "grayscale":
         rgb = np.asarray(cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
-    foreground = cv2.addWeighted(rgb[inside], 1 - alpha, heatmap, alpha, 0)
+    if overlay_type == "fade":
+        weight = np.minimum(np.abs(region_shades), 1) * np.float32(alpha)
+        foreground = cv2.blendLinear(image, heatmap, 1 - weight, weight)
+    else:
+        foreground = cv2.addWeighted(rgb[inside], 1 - alpha, heatmap, alpha, 0)
     background = rgb if covers_image else np.asarray(cv2.convertScaleAbs(rgb, alpha=_DIM), np.uint8)
     return _paste_into_frame(np.asarray(foreground, np.uint8), inside, background)
 
@@ -84,6 +89,11 @@ def _paste_into_frame(
 def default_color_map(*, signed: bool) -> str:
     """The name of the default colour map."""
     return "diverging" if signed else "jet"
+
+
+def default_overlay_type(*, signed: bool) -> HeatmapOverlay:
+    """The default kind of overlay: the middle of the colours of a signed map is white, which would wash the image out."""
+    return "fade" if signed else "original"
 
 
 @cache

@@ -23,6 +23,8 @@ from service.explain.plan import ImageInput
 from service.explain.registry import Registry
 from service.explain.results import (
     Answer,
+    ClassInfo,
+    ClassList,
     EncodedMedia,
     ExplainResult,
     Explanation,
@@ -57,6 +59,7 @@ class Call:
     deadline: Deadline
     delivery: Delivery | None = None
     policy: CachePolicy | None = None
+    request_id: str | None = None
 
 
 @dataclass
@@ -91,8 +94,18 @@ class StandInExplainer:
         delivery: Delivery,
         deadline: Deadline,
         policy: CachePolicy = "use",
+        request_id: str | None = None,
     ) -> Answer:
-        await self._work(Call(images=tuple(images), options=options, deadline=deadline, delivery=delivery, policy=policy))
+        await self._work(
+            Call(
+                images=tuple(images),
+                options=options,
+                deadline=deadline,
+                delivery=delivery,
+                policy=policy,
+                request_id=request_id,
+            )
+        )
         results = tuple(_explain_result(image, options) for image in images)
         return replace(_answer(options, results), media=_media(delivery, b"an image"), cache=self.cache)
 
@@ -105,9 +118,16 @@ class StandInExplainer:
         return replace(answer, timings=replace(answer.timings, render=0.0, total=3.75))
 
     async def inspect(
-        self, images: Sequence[ImageInput], options: InspectOptions, delivery: Delivery, deadline: Deadline
+        self,
+        images: Sequence[ImageInput],
+        options: InspectOptions,
+        delivery: Delivery,
+        deadline: Deadline,
+        request_id: str | None = None,
     ) -> Answer:
-        await self._work(Call(images=tuple(images), options=options, deadline=deadline, delivery=delivery))
+        await self._work(
+            Call(images=tuple(images), options=options, deadline=deadline, delivery=delivery, request_id=request_id)
+        )
         inspection = Inspection(**TIGER_CAT, versus=None, layers=(_layer_statistics(),))
         results = tuple(
             InspectResult(image=_image_info(image), predictions=(Prediction(**TIGER_CAT),), inspection=inspection)
@@ -121,6 +141,8 @@ class StandInExplainer:
                 name="gradcam",
                 family="activations and gradient",
                 cost="head",
+                passes=1,
+                raw_unit="logit",
                 options=("layer",),
                 paper="arXiv:1610.02391",
                 summary="Grad-CAM.",
@@ -172,6 +194,11 @@ class StandInRegistry:
             )
         ]  # fmt: skip
 
+    def list_classes(self, name: str) -> tuple[ClassList, str]:
+        digest = self.describe_one(name).digest
+        assert digest is not None
+        return ClassList((ClassInfo(class_id=0, label="tench", wordnet_id="n01440764"),)), digest
+
     def describe_one(self, name: str) -> ModelInfo:
         for info in self.describe():
             if info.name == name:
@@ -185,7 +212,7 @@ def _answer(options: ExplainOptions | InspectOptions, results: tuple[PredictResu
             name=options.model or MODEL, version="1", digest="sha256:00", precision="fp32", engine="torch", device="cpu"
         ),
         results=results,
-        timings=Timings(decode=1.0, queue=0.25, infer=2.5, render=0.5, total=4.25),
+        timings=Timings(decode=1.0, queue=0.25, infer=2.5, evaluate=0.0, render=0.5, total=4.25),
         batch_size=len(results),
     )
 
@@ -208,7 +235,7 @@ def _explain_result(image: ImageInput, options: ExplainOptions) -> ExplainResult
     explanations = tuple(
         Explanation(
             **prediction, versus=None, method=options.method, layer=options.layer or ("bn2",), polarity=options.polarity,
-            scale=options.scale, raw_min=0.0, raw_max=3.1, blank=False, grid=(7, 7), region=(75, 0, 375, 300),
+            scale=options.scale, raw_min=0.0, raw_max=3.1, raw_unit="logit", blank=False, grid=(7, 7), region=(75, 0, 375, 300),
             heatmap=png if options.heatmap == "png" else None, overlay=png if options.overlay else None, evaluation=None,
         )
         for prediction in named or [TIGER_CAT]

@@ -22,7 +22,17 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from service.api.schemas import Problem
 from service.app import create_app
 from service.settings import Settings
-from service.vocabulary import MEDIA_TYPES, ColorMap, Delivery, Fit, HeatmapEncoding, OverlayType, Polarity, Scale
+from service.vocabulary import (
+    MEDIA_TYPES,
+    ColorMap,
+    Delivery,
+    Fit,
+    HeatmapEncoding,
+    MapInterpolation,
+    OverlayType,
+    Polarity,
+    Scale,
+)
 from tests import image_files as make
 from tests.conftest import Running
 
@@ -81,13 +91,15 @@ OPTIONS = optional(
     overlay_type=st.sampled_from(get_args(OverlayType)),
     clip_percent_lowerbound=st.floats(0, 49),
     clip_percent_upperbound=st.floats(50, 100),
+    interpolation=st.sampled_from(get_args(MapInterpolation)),
     size=st.one_of(st.sampled_from(["original", "input"]), st.integers(8, 300)),
     heatmap=st.sampled_from(get_args(HeatmapEncoding)),
     overlay=st.booleans(),
     format=st.sampled_from(get_args(Delivery)),
 )
 NOISE = optional(
-    **{name: st.one_of(st.text(max_size=8), st.integers(), st.floats()) for name in ("alpha", "size", "class_id", "versus")},
+    **{name: st.one_of(st.text(max_size=8), st.integers(), st.floats()) for name in ("alpha", "class_id", "versus")},
+    size=st.one_of(st.just("grid"), st.text(max_size=8), st.integers(), st.floats()),
     layer=st.text(max_size=8),
     method=st.text(max_size=8),
     model=st.text(max_size=8),

@@ -30,6 +30,7 @@ PATHS = {
     ("GET", "/metrics"): 200,
     ("GET", "/models"): 200,
     ("GET", "/models/efficientnet_lite0"): 200,
+    ("GET", "/models/efficientnet_lite0/classes"): 200,
     ("GET", "/methods"): 200,
     ("GET", "/docs"): 200,
     ("GET", "/docs/oauth2-redirect"): 200,
@@ -89,7 +90,7 @@ async def test_one_log_line_tells_a_request(client: httpx.AsyncClient, capsys: p
         "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "method": "POST", "route": "/explain", "status": 200,
         "model": "efficientnet_lite0", "images": ["png 451x300"], "batch_size": 1, "bytes_in": 10,
         "bytes_out": len(response.content),
-        "stages_ms": {"decode": 1.0, "queue": 0.25, "infer": 2.5, "render": 0.5, "total": 4.25},
+        "stages_ms": {"decode": 1.0, "queue": 0.25, "infer": 2.5, "evaluate": 0.0, "render": 0.5, "total": 4.25},
     }  # fmt: skip
 
 
@@ -99,7 +100,8 @@ async def test_the_line_for_a_terminal_tells_the_stages_alike(
     async with client_of(make_app(explainer, log_format="console")) as client:
         await client.post("/explain", content=b"x")
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "route=/explain" in line)
-    assert "stages_ms={'decode': 1.0, 'queue': 0.25, 'infer': 2.5, 'render': 0.5, 'total': 4.25}" in line
+    stages = "{'decode': 1.0, 'queue': 0.25, 'infer': 2.5, 'evaluate': 0.0, 'render': 0.5, 'total': 4.25}"
+    assert f"stages_ms={stages}" in line
 
 
 async def test_nothing_a_client_writes_is_logged(client: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]) -> None:

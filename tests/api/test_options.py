@@ -23,6 +23,7 @@ VALUES: dict[str, tuple[str, str]] = {
     "method": ("rise", LONG), "layer": ("blocks.6", LONG), "polarity": ("both", "up"), "scale": ("max", "min"),
     "color_map": ("hot", "cold"), "alpha": ("0.25", "2"), "overlay_type": ("panel", "board"),
     "clip_percent_lowerbound": ("5", "-1"), "clip_percent_upperbound": ("95", "101"), "size": ("input", "7"),
+    "interpolation": ("nearest", "lanczos"),
     "heatmap": ("list", "tuple"), "overlay": ("true", "perhaps"), "evaluate": ("true", "perhaps"),
 }  # fmt: skip
 

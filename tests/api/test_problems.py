@@ -45,6 +45,12 @@ def test_the_body(error: type[CamserveError]) -> None:
     assert response.headers.get("retry-after") == ("2" if error.status in (429, 503) else None)
 
 
+@pytest.mark.parametrize("error", [errors.DeadlineExceeded, errors.Overloaded])
+def test_a_request_refused_beforehand_is_told_how_long_it_would_take(error: type[errors.BusyError]) -> None:
+    body = orjson.loads(problem_response(error("What to do.", estimate_s=31.23456), "abc").body)
+    assert Problem.model_validate(body, strict=True).estimate_s == body["estimate_s"] == 31.235
+
+
 def test_retry_after_is_never_missing_where_it_belongs() -> None:
     assert problem_response(errors.Overloaded("Busy."), "a").headers["retry-after"] == "1"
     assert problem_response(errors.NotReady("Wait.", retry_after_s=0.01), "a").headers["retry-after"] == "1"

@@ -28,6 +28,7 @@ from service.explain.results import (
     ModelList,
     PredictResponse,
 )
+from tests.api.stand_ins import StandInExplainer
 
 pytestmark = pytest.mark.anyio
 
@@ -43,12 +44,14 @@ async def test_explain_json_is_the_documented_shape(client: httpx.AsyncClient) -
     assert list(document["results"][0]) == ["image", "predictions", "explanations"]
     assert list(document["results"][0]["explanations"][0]) == [
         "class_id", "label", "wordnet_id", "probability", "logit", "versus", "method", "layer", "polarity", "scale", "raw_min",
-        "raw_max", "blank", "grid", "region", "heatmap", "overlay", "evaluation",
+        "raw_max", "raw_unit", "blank", "grid", "region", "heatmap", "overlay", "evaluation",
     ]  # fmt: skip
     heatmap = document["results"][0]["explanations"][0]["heatmap"]
     assert list(heatmap) == ["media_type", "width", "height", "b64"]
     assert base64.b64decode(heatmap["b64"], validate=True) == b"\x89PNG heat"
-    assert document["timings_ms"] == {"decode": 1.0, "queue": 0.25, "infer": 2.5, "render": 0.5, "total": 4.25}
+    assert document["timings_ms"] == {
+        "decode": 1.0, "queue": 0.25, "infer": 2.5, "evaluate": 0.0, "render": 0.5, "total": 4.25,
+    }  # fmt: skip
 
 
 async def test_predict_json_is_the_documented_shape(client: httpx.AsyncClient) -> None:
@@ -75,9 +78,19 @@ async def test_inspect_json_is_the_documented_shape(client: httpx.AsyncClient) -
 async def test_headers(client: httpx.AsyncClient) -> None:
     response = await client.post("/explain", files=[("image", b"a"), ("image", b"b")], headers={"X-Request-ID": "a.b-C_1"})
     assert response.headers["x-request-id"] == "a.b-C_1"
-    assert response.headers["server-timing"] == "decode;dur=1.00, queue;dur=0.25, infer;dur=2.50, render;dur=0.50"
+    assert response.headers["server-timing"] == (
+        "decode;dur=1.00, queue;dur=0.25, infer;dur=2.50, evaluate;dur=0.00, render;dur=0.50"
+    )
     assert response.headers["x-batch-size"] == "2"
     assert response.headers["vary"] == "Accept"
+
+
+@pytest.mark.parametrize("path", ["/explain", "/inspect"])
+async def test_an_image_is_told_which_request_asks_for_it(
+    client: httpx.AsyncClient, explainer: StandInExplainer, path: str
+) -> None:
+    response = await client.post(f"{path}?format=png", content=b"x")
+    assert explainer.calls[-1].request_id == response.headers["x-request-id"]
 
 
 async def test_an_image_carries_its_provenance(client: httpx.AsyncClient) -> None:

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from service.api.dependencies import services_of
 from service.api.schemas import Problem
 from service.explain.results import ExplainResponse, MethodList, ModelList, PredictResponse
+from service.imaging.provenance import decode_xmp
 from tests.conftest import Running
 
 CHELSEA = (Path(skimage.__file__).parent / "data" / "chelsea.png").read_bytes()
@@ -71,6 +72,11 @@ def test_images(http: httpx.Client, accept: str, kind: str) -> None:
     assert (image.format, image.size) == (kind, (451, 300))
     assert response.headers["x-explain-class-id"] == "282"
     assert unquote(response.headers["x-explain-class-name"]).startswith("tiger cat")
+    provenance = decode_xmp(image.info["xmp"])
+    assert provenance is not None
+    digest = http.get("/models/efficientnet_lite0").json()["digest"]
+    assert (provenance.request_id, provenance.digest) == (response.headers["x-request-id"], digest)
+    assert [shown.label for shown in provenance.classes] == ["tiger cat"]
 
 
 def test_an_array(http: httpx.Client) -> None:

@@ -107,7 +107,7 @@ async def test_an_image_carries_its_own_classes(client: httpx.AsyncClient, expla
         ("top_k=0", "top_k: must be at least 1"),
         ("overlay=perhaps", "overlay: must be true or false"),
         ("polarity=up", "polarity: must be one of positive, negative, both"),
-        ("size=4", "size: must be one of original, input or at least 8"),
+        ("size=4", "size: must be one of original, input, grid or at least 8"),
         ("alfa=1", "alfa: unknown option; did you mean alpha?"),
         ("class_idx=1", "class_idx: unknown option; did you mean class_id?"),
         ("zzz=1", "zzz: unknown option; there are "),

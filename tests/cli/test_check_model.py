@@ -68,7 +68,14 @@ def test_one_screen_of_a_model_that_learnt_nothing_and_its_check_kept(tmp_path: 
     ended = check("tiny", photo, "--models-dir", tmp_path, "--methods", "gradcam", "--keep")
     assert len(ended.stdout.splitlines()) <= 45
     assert max(map(len, ended.stdout.splitlines())) <= 80
-    for words in ("random 0", "64 x 64", "layer3, named by the card", "openvino in", "here the map"):
+    for words in (
+        "random 0",
+        "64 x 64",
+        "layer3: ",
+        "the card names it",
+        "openvino in",
+        "here the map",
+    ):
         assert words in ended.stdout
     model = _load(tmp_path)
     assert model.check is not None

@@ -17,6 +17,7 @@ from service.cli import app, main, out
 from service.cli.explain_files import COLUMNS, name_overlays
 from service.engine.cards.repository import read_cards
 from service.explain.options import ExplainOptions
+from service.imaging.provenance import read_provenance
 from service.settings import DEFAULT_MODELS_DIR, Settings
 from tests.commands import CommandResult, invoke
 from tests.model_cards import write_card
@@ -25,8 +26,8 @@ from tests.photographs import CHELSEA, COFFEE
 ANSWER_OPTIONS = {"heatmap", "overlay", "format", "evaluate"}  # of answers over HTTP only
 OVERLAY_OPTIONS = tuple(name for name in ExplainOptions.model_fields if name not in ANSWER_OPTIONS)
 MAP_OPTIONS = (
-    "model", "layer", "class_id", "class_name", "versus", "top_k", "polarity", "scale", "fit", "clip_percent_lowerbound",
-    "clip_percent_upperbound",
+    "model", "layer", "class_id", "class_name", "versus", "top_k", "polarity", "scale", "fit", "interpolation",
+    "clip_percent_lowerbound", "clip_percent_upperbound",
 )  # fmt: skip
 
 
@@ -86,6 +87,7 @@ def test_without_a_command_there_is_help(monkeypatch: pytest.MonkeyPatch, capsys
                 "models_dir",
                 "device",
                 "random_weights",
+                "cache_dir",
                 "max_batch_size",
                 "max_image_pixels",
                 "threads",
@@ -93,11 +95,32 @@ def test_without_a_command_there_is_help(monkeypatch: pytest.MonkeyPatch, capsys
         ),
         (
             "evaluate",
-            (*MAP_OPTIONS, "methods", "out", "models_dir", "device", "random_weights", "max_image_pixels", "threads"),
+            (
+                *MAP_OPTIONS,
+                "methods",
+                "out",
+                "models_dir",
+                "device",
+                "random_weights",
+                "cache_dir",
+                "max_image_pixels",
+                "threads",
+            ),
         ),
         (
             "bench",
-            ("model", "rounds", "models_dir", "device", "precision", "engine", "random_weights", "max_batch_size", "threads"),
+            (
+                "model",
+                "rounds",
+                "models_dir",
+                "device",
+                "precision",
+                "engine",
+                "random_weights",
+                "cache_dir",
+                "max_batch_size",
+                "threads",
+            ),
         ),
         ("models", ("models_dir",)),
     ],
@@ -172,9 +195,14 @@ def test_a_folder_is_explained_and_what_is_broken_is_told(explained: tuple[Comma
         assert (int(row["class_id"]), row["label"].split(",")[0], row["error"]) == (class_id, label, "")
         assert float(row["probability"]) == pytest.approx(probability, abs=0.02)
         assert float(row["raw_max"]) > 0
+        assert row["raw_unit"] == "logit"
         with Image.open(row["overlay"]) as overlay:
             assert overlay.size == (photo.width, photo.height)
             assert len(np.unique(np.asarray(overlay)[::9, ::9, 0])) > 20
+        provenance = read_provenance(Path(row["overlay"]))
+        assert provenance is not None
+        assert (provenance.model, provenance.method, provenance.request_id) == ("efficientnet_lite0", "gradcam", None)
+        assert [shown.label for shown in provenance.classes] == [row["label"]]
     assert broken["file"].endswith("broken.jpg")
     assert broken["overlay"] == broken["class_id"] == ""
     assert "Upload the whole file" in broken["error"]
@@ -293,7 +321,7 @@ def test_no_path_at_all() -> None:
 def test_an_unknown_command() -> None:
     result = camserve("explian")
     assert result.exit_code == 2
-    assert re.search(r'"explian".*serve, explain, evaluate, models, card, check, bench', result.stderr)
+    assert re.search(r'"explian".*serve, explain, evaluate, models, card, check, show, bench', result.stderr)
 
 
 @pytest.mark.parametrize(

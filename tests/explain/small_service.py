@@ -15,6 +15,7 @@ import pytest
 
 from service.engine.cards.card import Card
 from service.engine.device import Device
+from service.engine.disk_cache import DiskCache
 from service.engine.network import Network
 from service.engine.runtimes import TORCH_FP32, RuntimeOptions
 from service.explain.explainer import Explainer
@@ -60,9 +61,16 @@ def load_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every card with random weights gets the small network instead of its own; others are loaded as ever."""
     load_really = Network.load
 
-    def load(card: Card, device: Device, options: RuntimeOptions = TORCH_FP32, *, random_weights: bool = False) -> Network:
+    def load(
+        card: Card,
+        device: Device,
+        options: RuntimeOptions = TORCH_FP32,
+        *,
+        random_weights: bool = False,
+        cache: DiskCache | None = None,
+    ) -> Network:
         random = random_weights or card.weights.random is not None
-        return small_network() if random else load_really(card, device, options, random_weights=random_weights)
+        return small_network() if random else load_really(card, device, options, random_weights=random_weights, cache=cache)
 
     monkeypatch.setattr(Network, "load", load)
 

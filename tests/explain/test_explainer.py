@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from service.engine.batch import EngineRequest
 from service.engine.network import Network
@@ -30,6 +32,7 @@ from service.errors import (
     UnsupportedImageType,
 )
 from service.explain.results import ExplainResult, Media
+from service.imaging.provenance import decode_xmp
 from tests import image_files as make
 from tests.explain.small_service import SmallService, explained, small_service
 
@@ -114,10 +117,51 @@ async def test_times_and_metrics(small: SmallService) -> None:
     answer = await small.explain(IMAGE, IMAGE)
     times = answer.timings
     assert 0 < times.decode + times.queue + times.infer + times.render <= times.total
+    assert times.evaluate == 0
     told = small.metrics.render()[0].decode()
     assert 'camserve_images_total{model="tiny"} 2.0' in told
     for stage in ("decode", "queue", "infer", "render"):
         assert f'camserve_stage_seconds_count{{stage="{stage}"}} 1.0' in told
+    assert 'stage="evaluate"' not in told
+
+
+async def test_the_time_of_an_evaluation(small: SmallService) -> None:
+    times = (await small.explain(IMAGE, evaluate=True)).timings
+    assert times.evaluate > 0
+    assert times.decode + times.queue + times.infer + times.evaluate + times.render <= times.total
+    assert 'camserve_stage_seconds_count{stage="evaluate"} 1.0' in small.metrics.render()[0].decode()
+
+
+async def test_a_sheet_of_layers_says_what_it_shows(small: SmallService) -> None:
+    answer = await small.inspect(IMAGE, delivery="png", class_id=2, layer="block")
+    assert answer.media is not None
+    provenance = decode_xmp(Image.open(io.BytesIO(answer.media.data)).info["xmp"])
+    assert provenance is not None
+    assert (provenance.model, provenance.digest, provenance.layers) == ("tiny", answer.model.digest, ("block",))
+    assert (provenance.method, provenance.scale, provenance.request_id) == (None, None, None)
+    assert [shown.class_id for shown in provenance.classes] == [2]
+
+
+async def test_each_overlay_of_several_images_says_which_it_is_of(small: SmallService) -> None:
+    results = explained(await small.explain(IMAGE, IMAGE, class_id="1,0", overlay=True, method="layercam", layer="block"))
+    found = []
+    for result in results:
+        for explanation in result.explanations:
+            assert explanation.overlay is not None
+            image = Image.open(io.BytesIO(base64.b64decode(explanation.overlay.b64)))
+            provenance = decode_xmp(image.info["xmp"])
+            assert provenance is not None
+            assert (provenance.method, provenance.layers) == ("layercam", ("block",))
+            found += [(shown.image, shown.class_id) for shown in provenance.classes]
+    assert found == [(1, 1), (1, 0), (2, 1), (2, 0)]
+
+
+async def test_what_methods_cost_and_what_their_maps_count(small: SmallService) -> None:
+    methods = {method.name: method for method in small.explainer.methods()}
+    assert (methods["rise"].passes, methods["rise"].raw_unit) == (160, "logit")
+    assert (methods["eigencam"].passes, methods["eigencam"].raw_unit) == (1, "activation")
+    (image,) = explained(await small.explain(IMAGE, method="eigencam"))
+    assert image.explanations[0].raw_unit == "activation"
 
 
 @pytest.mark.parametrize(

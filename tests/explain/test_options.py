@@ -32,7 +32,9 @@ def test_a_number_to_contrast_with_is_a_class_id(given: Any, found: int | str) -
     assert ExplainOptions(versus=given).versus == found
 
 
-@pytest.mark.parametrize(("given", "found"), [("input", "input"), ("original", "original"), ("300", 300), (16384, 16384)])
+@pytest.mark.parametrize(
+    ("given", "found"), [("input", "input"), ("original", "original"), ("grid", "grid"), ("300", 300), (16384, 16384)]
+)
 def test_sizes(given: Any, found: int | str) -> None:
     assert ExplainOptions(size=given).size == found
 
@@ -42,8 +44,9 @@ def test_sizes(given: Any, found: int | str) -> None:
     [
         {"alpha": 1.01}, {"alpha": "nan"}, {"alpha": "inf"}, {"size": 7}, {"size": 16385}, {"size": "large"}, {"class_id": -1},
         {"class_id": "1,,2"}, {"class_id": "1.5"}, {"class_name": ""}, {"versus": ""}, {"versus": -1}, {"top_k": 0},
-        {"top_k": 1001}, {"color_map": "Jet"}, {"color_map": "diverging"}, {"polarity": "signed"}, {"scale": ""},
+        {"top_k": 1001}, {"color_map": "Jet"}, {"color_map": "divergent"}, {"polarity": "signed"}, {"scale": ""},
         {"clip_percent_lowerbound": 50, "clip_percent_upperbound": 50}, {"clip_percent_upperbound": 101}, {"overlay": "maybe"},
+        {"interpolation": "lanczos"}, {"overlay_type": "faded"},
         {"heatmap": "npz"}, {"format": "gif"}, {"class": 281}, {"model": "m" * 257},
     ],
 )  # fmt: skip

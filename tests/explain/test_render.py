@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,15 @@ from service.explain.preprocess import PreparedImage
 from service.explain.render import RenderedImage, combine, render_explanations
 from service.explain.results import EncodedMedia, ExplainResult, Explanation, Media
 from service.explain.scheduler import Deadline
+from service.imaging.provenance import Provenance, decode_xmp
 from service.vocabulary import Delivery
 from tests.explain.test_preprocess import DATA, prepare
 
 WIDTH, HEIGHT = 96, 48
 REGION = np.s_[0:48, 24:72]
 LOGITS = np.array([1, 0, 2, 0, 0, 0, 0, 0, 0, 3], np.float32)
+
+ORIGIN = Provenance(software="camserve", model="tiny", version="2", digest="sha256:00", request_id="r1")
 
 Grid = NDArray[np.float32]
 Render = Callable[..., RenderedImage]
@@ -45,7 +49,12 @@ def render(model: Model, prepared: PreparedImage) -> Render:
     """Renders classes 0, 2, ... with the grids given."""
 
     def render(
-        *grids: Grid, delivery: Delivery = "json", versus: int | None = None, within_s: float = 30, **options: Any
+        *grids: Grid,
+        delivery: Delivery = "json",
+        versus: int | None = None,
+        within_s: float = 30,
+        number: int = 3,
+        **options: Any,
     ) -> RenderedImage:
         classes = tuple(range(0, 2 * len(grids), 2))
         result = EngineResult(
@@ -59,7 +68,10 @@ def render(model: Model, prepared: PreparedImage) -> Render:
         selection = ClassSelection(classes=classes, best=0, versus=versus, listed=3)
         scores = ClassScores(LOGITS, model.labels)
         asked = ExplainOptions(**options)
-        return render_explanations(prepared, result, scores, selection, asked, delivery, Deadline(within_s))
+        deadline = Deadline(within_s)
+        return render_explanations(
+            prepared, result, scores, selection, asked, delivery, deadline, provenance=ORIGIN, number=number
+        )
 
     return render
 
@@ -128,6 +140,58 @@ def test_provenance(render: Render) -> None:
     assert (second.versus.class_id, second.versus.logit) == (9, 3)
     assert (second.method, second.layer, second.polarity, second.scale) == ("gradcam", ("block",), "negative", "max")
     assert [one.class_id for one in answer.result.predictions] == [9, 2, 0]
+
+
+def provenance_of(media: object) -> Provenance:
+    assert isinstance(media, EncodedMedia | Media)
+    data = media.data if isinstance(media, Media) else base64.b64decode(media.b64)
+    provenance = decode_xmp(Image.open(io.BytesIO(data)).info["xmp"])
+    assert provenance is not None
+    return provenance
+
+
+@pytest.mark.parametrize("overlay_type", ["original", "none", "panel"])
+def test_an_overlay_says_inside_what_it_shows(render: Render, overlay_type: str) -> None:
+    first, second = explanations(render(ramp(0, 1), ramp(0, 1), versus=9, overlay=True, overlay_type=overlay_type))
+    for explanation in (first, second):
+        found = provenance_of(explanation.overlay)
+        (shown,) = found.classes
+        assert replace(found, classes=()) == replace(ORIGIN, layers=("block",))
+        assert (shown.image, shown.class_id, shown.label, shown.versus) == (
+            3,
+            explanation.class_id,
+            explanation.label,
+            "class 9",
+        )
+        assert shown.probability == pytest.approx(explanation.probability, rel=1e-5)
+
+
+@pytest.mark.parametrize("media", ["png", "jpeg", "webp"])
+def test_a_sheet_says_what_each_row_shows(render: Render, media: Delivery) -> None:
+    options: dict[str, Any] = {"overlay_type": "panel"}
+    images = [
+        render(ramp(0, 1), ramp(0, 1), delivery=media, number=1, **options),
+        render(ramp(0, 1), delivery=media, **options),
+    ]
+    found = provenance_of(whole_answer(images, ExplainOptions(**options), media))
+    assert replace(found, classes=()) == replace(ORIGIN, layers=("block",))
+    assert [(one.image, one.label) for one in found.classes] == [(1, "class 0"), (1, "class 2"), (3, "class 0")]
+
+
+def test_a_signed_overlay_fades_unless_asked_otherwise(render: Render) -> None:
+    def overlay(**options: Any) -> NDArray[Any]:
+        (explanation,) = explanations(render(ramp(-1, 1), overlay=True, **options))
+        return opened(explanation.overlay)
+
+    signed = overlay(polarity="both")
+    np.testing.assert_array_equal(signed, overlay(polarity="both", overlay_type="fade"))
+    assert (signed != overlay(polarity="both", overlay_type="original")).any()
+    np.testing.assert_array_equal(overlay(), overlay(overlay_type="original"))
+
+
+def test_nearest_shows_the_cells(render: Render) -> None:
+    (explanation,) = explanations(render(ramp(0, 1), heatmap="npy", scale="none", interpolation="nearest"))
+    np.testing.assert_array_equal(opened(explanation.heatmap)[REGION], np.kron(ramp(0, 1), np.ones((6, 6), np.float32)))
 
 
 def test_the_overlay_comes_beside_the_heatmap_where_it_is_asked_for(render: Render) -> None:

@@ -170,9 +170,10 @@ async def test_what_cannot_be_ready_in_time_is_refused_by_its_own_cost_and_by_wh
     async with running() as scheduler:
         scheduler.fast.seconds_per_pass = 1.0
         deadline = Deadline(30.0)
-        with pytest.raises(DeadlineExceeded, match="about 31 s here"):
+        with pytest.raises(DeadlineExceeded, match="about 31 s here") as costly:
             async with scheduler.admit({"slow": 1}, 31, deadline):
                 pass
+        assert costly.value.estimate_s == 31.0
         first, second = Blocker(), Blocker()
         running_first = asyncio.create_task(submit(scheduler, first))
         assert await asyncio.to_thread(first.entered.wait, PATIENCE_S)
@@ -186,7 +187,7 @@ async def test_what_cannot_be_ready_in_time_is_refused_by_its_own_cost_and_by_wh
             with pytest.raises(Overloaded) as refused:
                 async with scheduler.admit({"slow": 1}, 11, deadline):
                     pass
-            assert refused.value.retry_after_s == 20.0
+            assert (refused.value.retry_after_s, refused.value.estimate_s) == (20.0, 31.0)
             async with scheduler.admit({"fast": 1}, 0, deadline):  # the fast lane is another queue
                 pass
             first.gate.set()

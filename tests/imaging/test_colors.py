@@ -11,7 +11,7 @@ from service.vocabulary import ColorMap
 
 
 def test_every_name_of_the_contract_exists() -> None:
-    assert set(get_args(ColorMap)) == set(overlay.NAMES) - {"diverging"}
+    assert set(get_args(ColorMap)) == set(overlay.NAMES)
 
 
 @pytest.mark.parametrize("name", overlay.NAMES)

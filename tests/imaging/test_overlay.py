@@ -105,3 +105,41 @@ def test_the_image_given_is_left_alone(image: NDArray[np.uint8], shades: NDArray
     draw(image, shades, kind=kind, region=PART)
 
     np.testing.assert_array_equal(image, before)
+
+
+def test_fade_at_full_opacity_of_a_map_of_ones_is_the_heatmap(image: NDArray[np.uint8]) -> None:
+    ones = np.ones((20, 30), np.float32)
+
+    for signed, sign in ((False, 1), (True, 1), (True, -1)):
+        drawn = draw(image, sign * ones, kind="fade", alpha=1, signed=signed)
+        np.testing.assert_array_equal(drawn, draw(image, sign * ones, kind="none", signed=signed))
+
+
+def test_fade_leaves_the_image_where_the_map_is_zero(image: NDArray[np.uint8]) -> None:
+    zeros = np.zeros((20, 30), np.float32)
+
+    for signed in (False, True):
+        np.testing.assert_array_equal(draw(image, zeros, kind="fade", alpha=1, signed=signed), image)
+
+
+def test_the_opacity_of_fade_follows_the_magnitude_up_to_alpha(image: NDArray[np.uint8]) -> None:
+    shades = np.random.default_rng(2).uniform(-1, 1, (20, 30)).astype(np.float32)
+    heat = overlay.colorize(shades, "diverging", signed=True).astype(float)
+    weight = 0.7 * np.abs(shades)[:, :, None]
+
+    drawn = draw(image, shades, kind="fade", alpha=0.7, signed=True)
+
+    np.testing.assert_allclose(drawn, (1 - weight) * image + weight * heat, atol=0.51)
+
+
+def test_fade_at_the_peak_is_original(image: NDArray[np.uint8]) -> None:
+    ones = np.ones((20, 30), np.float32)
+
+    difference = draw(image, ones, kind="fade", alpha=0.3, region=PART).astype(int) - draw(image, ones, alpha=0.3, region=PART)
+
+    assert np.abs(difference).max() <= 1
+
+
+def test_a_signed_map_fades_unless_asked_otherwise() -> None:
+    assert overlay.default_overlay_type(signed=True) == "fade"
+    assert overlay.default_overlay_type(signed=False) == "original"

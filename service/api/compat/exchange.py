@@ -87,7 +87,8 @@ async def _explain(request: Request, services: Services, inquiry: Inquiry, model
     options = inquiry.options.model_copy(update={"model": model})
     images, policy = inquiry.images, cache_policy(request)
     if inquiry.explain:
-        return await services.explainer.explain(images, options, inquiry.delivery, deadline, policy)
+        request_id = request_log_of(request.scope).id
+        return await services.explainer.explain(images, options, inquiry.delivery, deadline, policy, request_id)
     return await services.explainer.predict(images, options, deadline, policy)
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from service.engine.device import BUILD_LOCK
-from service.engine.graph.dimensions import Dimensions, DimensionTracker, operation, shape
-from service.engine.graph.functionalize import functionalize
+from service.engine.graph.dimensions import Dimensions, DimensionTracker, operation, per_image, shape
+from service.engine.graph.functionalize import functionalize, replace_copies
 from service.engine.graph.layout import Layout, LayoutOverride, layout_of
 from service.engine.types import LayerInfo
 from service.errors import ConfigurationError
@@ -42,10 +42,11 @@ class NetworkGraph:
     dimensions: Mapping[fx.Node, Dimensions]
 
     def layer_nodes(self) -> dict[str, fx.Node]:
-        """Module path -> the last node that the module computed, for every module that computed a node."""
+        """Module path -> the last node that the module computed, for every module that computed a node for the logits."""
         last: dict[str, fx.Node] = {}
+        used = inputs_of(self.logits)
         for node in self.module.graph.nodes:
-            if node.op == "call_function":
+            if node.op == "call_function" and node in used:
                 for path, _kind in (node.meta.get("nn_module_stack") or {}).values():
                     last[path] = node
         last.pop("", None)
@@ -75,6 +76,15 @@ class NetworkGraph:
         assert grid is not None
         return grid[0]
 
+    def named_grids(self) -> dict[fx.Node, str]:
+        """The grids at the ends of modules, pooled ones excepted, by node, each with the path of its module."""
+        names: dict[fx.Node, str] = {}
+        for path, node in self.layer_nodes().items():
+            # Where several modules end on the same node, the node goes by the shortest path: `features`, not `features.18.2`.
+            if self.grid_of(node) is not None and not operation(node).startswith("adaptive"):
+                names[node] = min(names.get(node, path), path, key=lambda candidate: candidate.count("."))
+        return names
+
     def default_layer(self) -> str | None:
         """The layer to explain at where neither card nor request names one; None for a network without a grid.
 
@@ -82,12 +92,7 @@ class NetworkGraph:
         (the first norm of the last block, or the sum before it where the norm comes after the attention): behind that attention
         the classifier reads the class token alone, and the gradient at every patch is zero.
         """
-        last = self.layer_nodes()
-        names: dict[fx.Node, str] = {}
-        for path, node in last.items():
-            # Where several modules end on the same node, the node goes by the shortest path: `features`, not `features.18.2`.
-            if self.grid_of(node) is not None and not operation(node).startswith("adaptive"):
-                names[node] = min(names.get(node, path), path, key=lambda candidate: candidate.count("."))
+        names = self.named_grids()
         if not names:
             return None
         attention = [node for node in self.module.graph.nodes if is_attention(node)]
@@ -100,7 +105,7 @@ class NetworkGraph:
 
     def per_image(self, size: Any) -> int:
         """How many entries of a dimension of this size belong to one image; 0 where it is no multiple of the batch size."""
-        return _per_image(size, self.batch)
+        return per_image(size, self.batch)
 
 
 def export(
@@ -127,6 +132,7 @@ def export(
             if not functionalize(exported.graph):
                 # With an empty table run_decompositions only functionalizes the graph, which takes seconds.
                 exported = program.run_decompositions({}).module(check_guards=False)
+                replace_copies(exported.graph)
             for node in exported.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
                 # The network was exported with one attention kernel. Another, such as the twice differentiable one or explicit
                 # matrix products, may return a result with strides of which no view exists.
@@ -139,10 +145,11 @@ def export(
             "must be free of data-dependent Python control flow"
         ) from error
     assert isinstance(exported, fx.GraphModule)
-    return _network_graph(name, exported, overrides or {})
+    return network_graph(name, exported, overrides or {})
 
 
-def _network_graph(name: str, exported: fx.GraphModule, overrides: Mapping[str, LayoutOverride]) -> NetworkGraph:
+def network_graph(name: str, exported: fx.GraphModule, overrides: Mapping[str, LayoutOverride]) -> NetworkGraph:
+    """The network of an exported graph; arguments and errors as in `export`."""
     nodes = list(exported.graph.nodes)
     images = [node for node in nodes if node.op == "placeholder"]
     results = nodes[-1].args[0]
@@ -154,7 +161,7 @@ def _network_graph(name: str, exported: fx.GraphModule, overrides: Mapping[str, 
     batch = images[0].meta["val"].shape[0]
     if not isinstance(batch, torch.SymInt):
         raise ConfigurationError(f"card {name}: the network fixes its batch size to {batch}; it must take any batch")
-    dimensions = DimensionTracker(images[0], lambda size: _per_image(size, batch)).follow(nodes)
+    dimensions = DimensionTracker(images[0], lambda size: per_image(size, batch)).follow(nodes)
     graph = NetworkGraph(module=exported, image=images[0], logits=results, batch=batch, dimensions=MappingProxyType(dimensions))
     if not overrides:
         return graph
@@ -178,13 +185,6 @@ def _dimension_overrides(name: str, graph: NetworkGraph, overrides: Mapping[str,
     return by_node
 
 
-def _per_image(size: Any, batch: Any) -> int:
-    """The ratio of a symbolic size to the batch size; 0 for other sizes, even for one that equals the example's batch size."""
-    expression = size.node.expr if isinstance(size, torch.SymInt) else None
-    ratio = expression / batch.node.expr if expression is not None else None
-    return int(ratio) if ratio is not None and ratio.is_Integer else 0
-
-
 def depends_on(start: set[fx.Node]) -> set[fx.Node]:
     """`start`, and every node that is computed from one of its nodes."""
     dependents = set(start)
@@ -195,6 +195,18 @@ def depends_on(start: set[fx.Node]) -> set[fx.Node]:
                 dependents.add(user)
                 stack.append(user)
     return dependents
+
+
+def inputs_of(node: fx.Node) -> set[fx.Node]:
+    """A node and every node from which it is computed."""
+    inputs = {node}
+    stack = [node]
+    while stack:
+        for parent in stack.pop().all_input_nodes:
+            if parent not in inputs:
+                inputs.add(parent)
+                stack.append(parent)
+    return inputs
 
 
 def is_attention(node: fx.Node) -> bool:

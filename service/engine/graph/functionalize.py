@@ -55,6 +55,23 @@ def functionalize(graph: fx.Graph) -> bool:
     return True
 
 
+def replace_copies(graph: fx.Graph) -> None:
+    """Replaces ``aten.copy(x, y)``, which has no derivative, by y with the sizes and the dtype of x.
+
+    torch.export makes it of an assignment to a part of a tensor (MViTv2's relative positions).
+    """
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.copy.default):
+        template, source = node.args[:2]
+        with graph.inserting_before(node):
+            result = graph.call_function(torch.ops.aten.expand_as.default, (source, template))
+            result.meta = {**node.meta, "val": node.meta["val"].to(source.meta["val"].dtype)}
+            if source.meta["val"].dtype != node.meta["val"].dtype:
+                result = graph.call_function(torch.ops.aten.to.dtype, (result, node.meta["val"].dtype))
+                result.meta = node.meta
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+
+
 def _replace_inplace(node: fx.Node) -> bool:
     """Replaces one in-place operation, unless another tensor may share the memory that it writes to."""
     out_of_place = _out_of_place(node.target)

@@ -110,23 +110,26 @@ def split(network: NetworkGraph, layers: Sequence[str]) -> Split:
 
 
 def _head_inputs(network: NetworkGraph, head: set[fx.Node], leaf_nodes: set[fx.Node]) -> tuple[set[fx.Node], list[fx.Node]]:
-    """The trunk's nodes that the head reads: those it computes again (sizes, constants), and those that cross, leaves first."""
+    """The trunk's nodes that the head reads: those it computes again (sizes, constants), and those that cross, leaves first.
+
+    The order is the same in every process, for a trunk that is compiled in one may serve in another.
+    """
     image_dependents = depends_on({network.image})
     recomputable: set[fx.Node] = set()
-    crossing = sorted(leaf_nodes)
+    crossing: set[fx.Node] = set()
     stack = [parent for node in head for parent in node.all_input_nodes if parent not in head]
     while stack:
         node = stack.pop()
-        if node in recomputable or node in crossing:
+        if node in recomputable or node in crossing or node in leaf_nodes:
             continue
         is_recomputable = node not in image_dependents or is_batch_size(node, network.image) or is_size(node)
         if not is_recomputable:
-            crossing.append(node)
+            crossing.add(node)
             continue
         recomputable.add(node)
         if not is_batch_size(node, network.image):
             stack.extend(node.all_input_nodes)
-    return recomputable, crossing
+    return recomputable, [*sorted(leaf_nodes), *sorted(crossing)]
 
 
 def _extract_subgraph(

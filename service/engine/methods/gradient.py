@@ -122,6 +122,7 @@ def _method(name: str, cam: Cam, paper: str, summary: str) -> BatchedMethod:
         cost="head",
         paper=paper,
         summary=summary,
+        raw_unit="logit",
         defaults=MethodParameters(eigen_smooth=False if has_eigen_smooth else None, aug_smooth=False),
         cam=cam,
         passes=passes,

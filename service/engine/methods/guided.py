@@ -140,6 +140,8 @@ METHODS = (
             "Gradient of which every rectifier lets only the positive part pass. Known to fail the sanity check of Adebayo "
             "2018: it shows the image's edges, hardly what the network learned."
         ),
+        raw_unit="logit",
+        has_grid=False,
         explain=guided_backprop,
         layered=False,
         fits=lambda network: rectifiers(network.graph),
@@ -154,6 +156,8 @@ METHODS = (
             "Guided backpropagation where Grad-CAM is positive. Its detail is guided backpropagation's, which is known to fail "
             "the sanity check of Adebayo 2018."
         ),
+        raw_unit="none",
+        has_grid=False,
         explain=guided_gradcam,
         fits=lambda network: rectifiers(network.graph),
         passes=lambda _: GRADIENT_COST + 1,

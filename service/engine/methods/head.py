@@ -162,6 +162,7 @@ METHODS = (
         lane="slow",  # a pass of the head for every channel
         paper="https://doi.org/10.1109/WACV45572.2020.9093360",
         summary="Channels of a layer weighted by the logit that is lost without each; only the head is run again.",
+        raw_unit="none",
         explain=ablationcam,
     ),
     _head_method(
@@ -170,6 +171,7 @@ METHODS = (
         lane="slow",  # a pass of the head for every cell
         paper="https://arxiv.org/abs/2209.14074",
         summary="The logit that each cell of a layer brings about by itself; only the head is run again.",
+        raw_unit="logit",
         defaults=MethodParameters(),
         explain=reciprocam,
     ),
@@ -178,6 +180,7 @@ METHODS = (
         cost="head",
         paper="https://arxiv.org/abs/2501.06261",
         summary="Grad-CAM with the curvature of the class's logit taken into account.",
+        raw_unit="logit",
         explain=shapleycam,
     ),
     _head_method(
@@ -186,6 +189,7 @@ METHODS = (
         cost="head",
         paper="https://arxiv.org/abs/2501.11309",
         summary="Grad-CAM for what sets the class apart from the `rivals` classes most like it.",
+        raw_unit="logit",
         defaults=MethodParameters(eigen_smooth=False, rivals=3),
         explain=finercam,
     ),

@@ -19,7 +19,7 @@ from service.engine.graph.split import Split
 from service.engine.graph.split_cache import SizedNetwork
 from service.engine.types import MethodParameters
 from service.errors import MethodNotApplicable, ParameterInvalid
-from service.vocabulary import Cost, LaneName
+from service.vocabulary import Cost, LaneName, RawUnit
 
 NO_PARAMETERS: Final = MethodParameters()
 
@@ -126,8 +126,10 @@ class Method:
             `many forwards`.
         paper: URL of its paper or source.
         summary: one sentence.
+        raw_unit: what its maps count before they are scaled.
         defaults: its parameters; those it does not have are None.
         layered: whether its maps belong to layers.
+        has_grid: whether its maps are on a grid, of a layer or of patches; else they have a value for each pixel of the input.
         lane: the queue of its requests: `fast` for requests that share a batch, `slow` for those that occupy the device long.
         fits: raises `MethodNotApplicable` for a network to which the method cannot be applied; its result is ignored.
         passes: parameters -> number of forward passes of one image, from which the time to the deadline is estimated.
@@ -138,8 +140,10 @@ class Method:
     cost: Cost
     paper: str
     summary: str
+    raw_unit: RawUnit
     defaults: MethodParameters = NO_PARAMETERS
     layered: bool = True
+    has_grid: bool = True
     lane: LaneName = "fast"
     fits: Callable[[SizedNetwork], object] = _fits_any_network
     passes: Callable[[MethodParameters], int] = _one_pass

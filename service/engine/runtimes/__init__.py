@@ -7,14 +7,15 @@ hardware computes in it, the results agree, and it is faster.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-import structlog
 from torch import Tensor
 
 from service.engine.runtimes import openvino
+from service.engine.runtimes.choice import RuntimeChoice
 from service.engine.runtimes.precision import disagreement, speedup
 from service.engine.runtimes.torch import TorchTrunk, Trunk, has_bf16
 from service.engine.types import EngineResult
@@ -23,9 +24,10 @@ from service.vocabulary import EngineOption, PrecisionOption
 
 MIN_SPEEDUP: Final = 1.1  # of bfloat16 over float32; a smaller one does not justify the rounding errors
 
-ExplainWith = Callable[[Trunk], Sequence[EngineResult]]
+REFERENCE_S: Final = 5.0  # after which torch begins no further pair of photographs
+PAIR: Final = 2  # a photograph and its mirror image
 
-log = structlog.get_logger(__name__)
+ExplainWith = Callable[[Trunk, slice], Sequence[EngineResult]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +54,17 @@ class RuntimeOptions:
 TORCH_FP32: Final = RuntimeOptions(engine="torch", precision="fp32")  # runs every network
 
 
-def choose(name: str, trunk: TorchTrunk, images: Tensor, options: RuntimeOptions, explain: ExplainWith) -> Trunk:
-    """The trunk of the chosen engine and precision.
+def choose(
+    name: str, trunk: TorchTrunk, images: Tensor, options: RuntimeOptions, explain: ExplainWith
+) -> tuple[RuntimeChoice, Trunk]:
+    """The trunk of the chosen engine and precision, and why they were chosen.
 
     Args:
         name: the model's name, for messages.
         trunk: the trunk of the split, in torch in float32.
         images: photographs, normalised, float32 ``[n, C, h, w]``, on the device.
         options: the configured engine and precision.
-        explain: explains the best class of each photograph with a trunk; it may raise any exception.
+        explain: explains the best class of each photograph of a slice with a trunk; it may raise any exception.
 
     Raises:
         ConfigurationError: the configured engine or precision is not available, or cannot run the network.
@@ -78,11 +82,12 @@ def choose(name: str, trunk: TorchTrunk, images: Tensor, options: RuntimeOptions
                 raise ConfigurationError(
                     f"card {name}: engine openvino cannot run this network: {reason}; use auto or torch"
                 ) from error
-            log.warning("engine_fallback", model=name, wanted="openvino", engine="torch", reason=reason)
+            choice, chosen = check.choose_precision(lambda: trunk, trunk.halved, supports_bf16=has_bf16(images.device))
+            return replace(choice, openvino_refused=reason), chosen
     return check.choose_precision(lambda: trunk, trunk.halved, supports_bf16=has_bf16(images.device))
 
 
-def _choose_openvino(check: _CalibrationCheck, *, on_cpu: bool) -> Trunk:
+def _choose_openvino(check: _CalibrationCheck, *, on_cpu: bool) -> tuple[RuntimeChoice, Trunk]:
     """OpenVINO's trunk.
 
     Raises:
@@ -121,16 +126,30 @@ class _CalibrationCheck:
         self.images = images
         self.options = options
         self._explain = explain
-        self._expected: Sequence[EngineResult] = ()
+        self._expected: list[EngineResult] = []
 
     def disagreement(self, trunk: Trunk) -> str | None:
-        """Why a trunk may not replace the float32 trunk of torch; None where their results agree."""
-        self._expected = self._expected or self._explain(self.trunk)
-        return disagreement(self._expected, self._explain(trunk))
+        """Why a trunk may not replace the float32 trunk of torch; None where their results agree.
+
+        They explain as many photographs as torch explains in `REFERENCE_S`, two at least: a large network would need minutes.
+        """
+        expected = self._reference()
+        pairs = (slice(first, first + PAIR) for first in range(0, len(expected), PAIR))
+        return disagreement(expected, [result for pair in pairs for result in self._explain(trunk, pair)])
+
+    def _reference(self) -> Sequence[EngineResult]:
+        """What torch in float32 answers; the same for each trunk that is compared."""
+        if not self._expected:
+            start = time.perf_counter()
+            for first in range(0, len(self.images), PAIR):
+                self._expected += self._explain(self.trunk, slice(first, first + PAIR))
+                if time.perf_counter() - start > REFERENCE_S:
+                    break
+        return self._expected
 
     def choose_precision(
         self, build_fp32: Callable[[], Trunk], build_bf16: Callable[[], Trunk], *, supports_bf16: bool
-    ) -> Trunk:
+    ) -> tuple[RuntimeChoice, Trunk]:
         """The trunk of one of an engine's two precisions; with "auto", bfloat16 only where its results agree and it is faster.
 
         Args:
@@ -146,10 +165,11 @@ class _CalibrationCheck:
                 raise ConfigurationError(
                     f"card {self.name}: precision bf16: this hardware does not compute in it; use auto or fp32"
                 )
-            return build_bf16()
+            return _without_comparison(build_bf16())
         exact = build_fp32()
         if self.options.precision == "fp32" or not supports_bf16:
-            return exact
+            return _without_comparison(exact)
+        gain = None
         try:
             candidate = build_bf16()
             reason = self.disagreement(candidate)
@@ -159,10 +179,12 @@ class _CalibrationCheck:
         except Exception as error:
             reason = _last_line(error)
         if reason is not None:
-            log.info("precision", model=self.name, engine=exact.engine, precision="fp32", bf16_refused=reason)
-            return exact
-        log.info("precision", model=self.name, engine=exact.engine, precision="bf16", gain=round(gain, 2))
-        return candidate
+            return RuntimeChoice(engine=exact.engine, precision="fp32", gain=gain, bf16_refused=reason), exact
+        return RuntimeChoice(engine=exact.engine, precision="bf16", gain=gain), candidate
+
+
+def _without_comparison(trunk: Trunk) -> tuple[RuntimeChoice, Trunk]:
+    return RuntimeChoice(engine=trunk.engine, precision=trunk.precision), trunk
 
 
 def _last_line(error: Exception) -> str:

@@ -20,10 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from service.engine.runtimes.lstm import WEIGHTS
+
 aten = torch.ops.aten
 
-# Arguments of an operation -> target and arguments of an equal operation that the frontend knows; None where there is none.
-Rule = Callable[..., "tuple[Any, tuple[Any, ...]] | None"]
+# Arguments of an operation -> target and arguments of an equal operation that the frontend knows, and arguments by name if it
+# has any; None where there is none.
+Rule = Callable[..., "tuple[Any, ...] | None"]
 
 
 def lowered(trunk: fx.GraphModule) -> fx.GraphModule:
@@ -56,8 +59,8 @@ def lowered(trunk: fx.GraphModule) -> fx.GraphModule:
         if replacement is None:
             env[node] = graph.node_copy(node, operand)
             continue
-        target, arguments = replacement
-        new = graph.call_function(target, arguments)
+        target, arguments, *by_name = replacement
+        new = graph.call_function(target, arguments, *by_name)
         if target in FIRST_OF_SEVERAL:
             new = graph.call_function(operator.getitem, (new, 0))
         new.meta = node.meta
@@ -90,6 +93,23 @@ def _convolution(
 ) -> tuple[Any, tuple[Any, ...]]:
     sizes = (_pair(stride), _pair(padding), _pair(dilation))
     return aten.convolution.default, (x, weight, bias, *sizes, False, [0, 0], groups)
+
+
+def _same_convolution(
+    x: fx.Node,
+    weight: fx.Node,
+    bias: fx.Node | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: str = "valid",
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Any:
+    """A convolution whose padding is a word; None for "same" with an even kernel, which pads one side more."""
+    spans = [d * (size - 1) for d, size in zip(_pair(dilation), _sizes(weight)[2:], strict=True)]
+    if padding == "same" and any(span % 2 for span in spans):
+        return None
+    sizes = [span // 2 for span in spans] if padding == "same" else [0, 0]
+    return _convolution(x, weight, bias, stride, sizes, dilation, groups)
 
 
 def _pad(x: fx.Node, sizes: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
@@ -146,7 +166,35 @@ def _expand_as(x: fx.Node, other: fx.Node) -> Any:
 
 def _chunk(x: fx.Node, count: int, dim: int = 0) -> Any:
     size = _sizes(x)[dim]
-    return (aten.split.Tensor, (x, -(-size // count), dim)) if size != -1 else None
+    return _split(x, -(-size // count), dim) if size != -1 else None
+
+
+def _split(x: fx.Node, length: int, dim: int = 0) -> Any:
+    """A split into parts of one length; the frontend would make the parts equal where the last one is shorter."""
+    size = _sizes(x)[dim]
+    if size == -1 or size % length == 0:
+        return aten.split.Tensor, (x, length, dim)
+    return aten.split_with_sizes.default, (x, [length] * (size // length) + [size % length], dim)
+
+
+def _lstm(
+    x: fx.Node,
+    states: Sequence[fx.Node],
+    weights: Sequence[fx.Node],
+    has_biases: bool,
+    layers: int,
+    _dropout: float,
+    _train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> Any:
+    """One layer with biases, as `service.engine.runtimes.lstm` translates it."""
+    is_known = has_biases and batch_first and layers == 1 and len(weights) == WEIGHTS * (1 + bidirectional)
+    return (aten.lstm.input, (x, *states, *weights)) if is_known else None
+
+
+def _bitwise_not(x: fx.Node) -> Any:
+    return (aten.logical_not.default, (x,)) if x.meta["val"].dtype == torch.bool else None
 
 
 def _clone(x: fx.Node, *_: Any, **__: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -159,7 +207,9 @@ def _sizes(x: fx.Node) -> list[int]:
 
 
 def _getitem(x: fx.Node, index: int) -> Any:
-    """An item of an unbound tensor by `select`; None for items of anything else."""
+    """An item of an unbound tensor by `select`, the first result of an LSTM, its only one here; None for any other item."""
+    if isinstance(x, fx.Node) and x.target is aten.lstm.input and index == 0 and len(x.args) > WEIGHTS:
+        return _clone(x)
     if not isinstance(x, fx.Node) or x.target is not aten.unbind.int:
         return None
     tensor, dim = (*x.args, 0)[:2]
@@ -173,6 +223,12 @@ def _pair(value: Sequence[int]) -> list[int]:
 
 RULES: dict[Any, Rule] = {
     aten.conv2d.default: _convolution,
+    aten.conv2d.padding: _same_convolution,
+    aten.lstm.input: _lstm,
+    aten.split.Tensor: _split,
+    aten.to.device: lambda x, _, dtype, *__: (aten._to_copy.default, (x,), {"dtype": dtype}),
+    aten.to.dtype: lambda x, dtype, *_: (aten._to_copy.default, (x,), {"dtype": dtype}),
+    aten.bitwise_not.default: _bitwise_not,
     aten.pad.default: _pad,
     aten.adaptive_avg_pool2d.default: _pool,
     aten.layer_norm.default: _layer_norm,

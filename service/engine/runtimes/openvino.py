@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from service.engine.device import BUILD_LOCK
+from service.engine.runtimes import lstm
 from service.engine.runtimes.lowering import lowered
 from service.vocabulary import Engine, Precision
 
@@ -23,7 +24,7 @@ class OpenVINOTrunk:
     """A trunk that OpenVINO runs.
 
     Args:
-        model: the trunk, converted by `convert`.
+        model: the trunk, converted by `convert`, or as `exported` returns it, which takes a quarter of the time or less.
         precision: precision of its arithmetic; outputs of floating point are float32 in any case.
         threads: number of threads of one call.
         calls: the largest number of concurrent calls; further calls wait.
@@ -39,7 +40,10 @@ class OpenVINOTrunk:
             "NUM_STREAMS": calls,
         }
         with BUILD_LOCK:
-            self._compiled = _core().compile_model(model, "CPU", settings)
+            if isinstance(model, bytes):
+                self._compiled = _core().import_model(model, "CPU", settings)
+            else:
+                self._compiled = _core().compile_model(model, "CPU", settings)
         # An infer request holds the buffers of one call, so there are as many as there were concurrent calls at most.
         self._idle: list[Any] = []
 
@@ -55,6 +59,11 @@ class OpenVINOTrunk:
             return tuple(torch.from_numpy(outputs[index]) for index in range(len(outputs)))
         finally:
             self._idle.append(request)
+
+    def exported(self) -> bytes:
+        """The compiled trunk with its weights, for this version of OpenVINO and this CPU."""
+        blob = self._compiled.export_model()
+        return blob if isinstance(blob, bytes) else bytes(blob.getbuffer())
 
 
 def available() -> bool:
@@ -106,6 +115,7 @@ def _convert_decoder(decoder: Any) -> Any:
     from openvino.frontend import FrontEndManager  # noqa: PLC0415  (optional)
 
     frontend = FrontEndManager().load_by_framework("pytorch")
+    frontend.add_extension(lstm.extension())
     return frontend.convert(frontend.load(decoder))
 
 

@@ -106,3 +106,21 @@ def test_a_image_is_not_written_to() -> None:
     expected = images.relu().mean((2, 3))
     with torch.no_grad():
         torch.testing.assert_close(export("net", Writes(), (3, 8, 8)).module(images), expected)
+
+
+def test_an_assignment_to_a_part_has_a_gradient() -> None:
+    """torch.export makes a copy of it, of which there is no derivative."""
+
+    def add_to_part(x: Tensor) -> Tensor:
+        y = x * 2
+        y[:, 1:] = y[:, 1:].view(y.shape[0], 3, -1).view(y.shape[0], 3, 6, 6) + x[:, :1].double()
+        return y
+
+    torch.manual_seed(0)
+    module = Network(add_to_part).eval()
+    exported = export("net", module, (3, 8, 8)).module
+    gradients: list[Tensor] = []
+    for network in (exported, module):
+        images = torch.arange(2 * 3 * 8 * 8.0).view(2, 3, 8, 8).requires_grad_()
+        gradients += torch.autograd.grad(network(images)[:, 1].sum(), images)
+    torch.testing.assert_close(*gradients)

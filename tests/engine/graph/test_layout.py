@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.models.hiera import Unroll
 from torch import Tensor, nn
 
 from service.engine.batch import EngineRequest
@@ -102,6 +103,14 @@ DEFAULTS: dict[str, tuple[Callable[[], nn.Module], LayerInfo]] = {
         made("vit_base_patch16_siglip_224", img_size=SIZE, depth=1),
         info("norm", 768, (4, 6), "tokens"),
     ),
+    "tokens in another order until they are pooled": (
+        made("hiera_tiny_224", img_size=SIZE, stages=(1, 1, 1, 2)),
+        info("blocks.4.norm1", 768, (2, 3), "tokens"),
+    ),
+    "tokens made of windows": (
+        made("tnt_s_patch16_224", img_size=SIZE, depth=2),
+        info("blocks.1.norm_out", 384, (4, 6), "tokens"),
+    ),
     "convolutions after attention": (made("mobilevitv2_050"), info("stages", 256, (2, 4))),
 }  # fmt: skip
 
@@ -148,6 +157,43 @@ def test_a_place_keeps_its_place() -> None:
         change = (seen[1] - seen[0]).abs().sum(dim=1)[0]
         row, column = divmod(int(change.argmax()), columns)
         assert (row * 64 // rows // 16, column * 96 // columns // 16) == (1, 4), name
+
+
+class Unrolled(nn.Module):
+    """Patches in the order of Hiera, and their maximum over each window, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.unroll = Unroll(SIZE, (4, 4), [(2, 2), (2, 2)])
+        self.once = Pool()
+        self.twice = Pool()
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float ``[N, 3, h, w]`` -> ``[N, 5]``."""
+        logits: Tensor = self.head(self.twice(self.once(self.unroll(self.patches(x).flatten(2).transpose(1, 2)))).mean(dim=1))
+        return logits
+
+
+class Pool(nn.Module):
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[N, 4 T, K]`` -> ``[N, T, K]``."""
+        return tokens.view(tokens.shape[0], 4, -1, tokens.shape[2]).amax(dim=1)
+
+
+def test_tokens_in_another_order_are_no_grid_until_their_windows_have_been_pooled() -> None:
+    """`unroll` and `once` have as many tokens as a grid would have; only behind `twice` are they its cells, row by row."""
+    module = seeded(Unrolled)
+    graph = export("test", module, (3, *SIZE))
+    grids = {path: info.grid for path, info in graph.layers().items()}
+    assert grids == {"patches": (16, 24), "twice": (4, 6)}
+    images = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    parts = split(graph, ["twice"])
+    with torch.no_grad():
+        found = parts.layouts[0].to_nchw(parts.trunk(images)[parts.leaves[0]])
+        expected = nn.functional.max_pool2d(module.get_submodule("patches")(images), 4)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout("nhwc"), Layout("tokens", (3, 4), 2)])

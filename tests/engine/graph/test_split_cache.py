@@ -103,6 +103,43 @@ def test_the_cards_own_graph_does_not_wait_for_another_to_be_exported(
         assert other.result() is cache.graph_at((40, 40))
 
 
+def test_a_split_at_the_cards_size_does_not_wait_for_another_size_to_be_exported(
+    cache: SplitCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def held(name: str, module: nn.Module, shape: tuple[int, int, int], overrides: Overrides) -> NetworkGraph:
+        begun.set()
+        assert release.wait(PATIENCE_S)
+        return export(name, module, shape, overrides)
+
+    monkeypatch.setattr(split_cache, "export", held)
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(cache.split_at, (40, 40), LAYERS)
+        assert begun.wait(PATIENCE_S)
+        own = pool.submit(cache.split_at, SIZE, ("stem",))
+        assert own.result(PATIENCE_S).layers == ("stem",)
+        with pytest.raises(MethodNotApplicable):  # nor does attention
+            cache.attention_at(SIZE)
+        assert not other.done()
+        release.set()
+        assert other.result(PATIENCE_S) is cache.split_at((40, 40), LAYERS)
+
+
+def test_an_export_that_fails_fails_for_all_who_wait_and_may_be_asked_for_again(
+    cache: SplitCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NetworkGraph:
+        raise ConfigurationError("not this size")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(split_cache, "export", fail)
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match="not this size"):
+                cache.split_at((40, 40), LAYERS)
+    assert cache.split_at((40, 40), LAYERS).layers == LAYERS
+
+
 def test_attention_is_written_out_once_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = {"img_size": 64, "depth": 2, "num_classes": 10, "dynamic_img_size": True}
     cache = SplitCache("vit", seeded(timm.create_model, "vit_tiny_patch16_224", **arguments), 3, (64, 64))

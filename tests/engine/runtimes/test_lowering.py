@@ -22,6 +22,9 @@ from tests.networks import seeded
 
 pytest.importorskip("openvino")
 
+# torch.export says so of each LSTM, which keeps its weights in a list beside its parameters.
+pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")
+
 
 class Mixed(nn.Module):
     """The operations that the other networks do not have."""
@@ -44,12 +47,41 @@ class Mixed(nn.Module):
         return logits
 
 
+class Recurrent(nn.Module):
+    """LSTMs over rows in both directions and in one, as in Sequencer; a mask and an uneven split, as in EdgeNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 10, 3, stride=8, padding=1)
+        self.same = nn.Conv2d(10, 10, (3, 5), padding="same", dilation=2)
+        self.valid = nn.Conv2d(10, 10, 1, padding="valid")
+        self.both = nn.LSTM(10, 6, batch_first=True, bidirectional=True)
+        self.one = nn.LSTM(12, 10, batch_first=True)
+        self.block = nn.Conv2d(10, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float ``[N, 3, 64, 64]`` -> ``[N, 5]``."""
+        grid = self.valid(self.same(self.stem(x)))
+        mask = torch.zeros(x.shape[0], 8, 8).to(torch.device("cpu"), torch.bool)
+        places = (~mask).to(torch.float32).cumsum(2, dtype=torch.float32).unsqueeze(1)
+        parts = torch.split(grid + 0.1 * places, 4, dim=1)
+        chunks = torch.cat([parts[1], parts[0], parts[2]], dim=1).chunk(4, dim=1)
+        grid = torch.cat([chunks[3], chunks[0], chunks[1], chunks[2]], dim=1)
+        rows = grid.permute(0, 2, 3, 1).reshape(-1, 8, 10)
+        states, _ = self.one(self.both(rows)[0])
+        grid = states.reshape(-1, 8, 8, 10).permute(0, 3, 1, 2)
+        logits: Tensor = self.head(self.block(grid).mean(dim=(2, 3)))
+        return logits
+
+
 SIDE = 64
 CLOSE = 1e-5  # of the largest value
 READ_DIRECTLY = {name: SMALL[name] for name in ("pooled", "dense", "resnet", "efficientnet")} | {
     # Its position embedding has the size of its input. Where it is fitted to it, the slow way cannot read the resampling.
     "vit": (lambda: timm.create_model("test_vit", img_size=SIDE, num_classes=10, dynamic_img_size=False), ""),
     "mixed": (Mixed, "block"),
+    "recurrent": (Recurrent, "block"),
 }
 
 
