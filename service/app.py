@@ -92,17 +92,22 @@ def _routers(settings: Settings) -> Iterator[APIRouter]:
     wanted = set(settings.protocols)
     if "vertex" in wanted:
         yield vertex_router(settings)  # the first, for its addresses are the operator's choice and may be any
+    # Routes are tried one after the other, so those that are asked most come first.
     if "native" in wanted:
-        yield from (routes.router, catalogue.router)
-    yield from (admin.router, health.router)
+        yield routes.router
+    if "oip" in wanted:
+        yield infer.router
     if "kserve" in wanted:
         yield kserve.router
-    if "oip" in wanted:
-        yield from (open_inference.router, infer.router)
     if "torchserve" in wanted:
         yield torchserve.router
     if "sagemaker" in wanted:
         yield sagemaker_router()
+    yield from (health.router, admin.router)
+    if "native" in wanted:
+        yield catalogue.router
+    if "oip" in wanted:
+        yield open_inference.router
 
 
 def _telemetry(tracer: Tracer | None) -> TelemetryConfig:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings
+from service.settings import PLATFORM_VARIABLES, Settings, variable_of
 
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the environment that the tests run in."""
-    for name in [name for name in os.environ if name.startswith("CAMSERVE_")]:
+    platforms = {name for names in PLATFORM_VARIABLES.values() for name in names}
+    for name in [name for name in os.environ if name.startswith("CAMSERVE_") or name in platforms]:
         monkeypatch.delenv(name)
 
 
@@ -52,6 +53,48 @@ def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [key.get_secret_value() for key in settings.api_keys] == ["first-secret", "second-secret"]
     assert "secret" not in repr(settings).replace("SecretStr", "")
     assert "secret" not in settings.model_dump_json()
+
+
+def test_a_platform_s_port_is_taken_where_none_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = {"PORT": 8081, "SAGEMAKER_BIND_TO_PORT": 8082, "AIP_HTTP_PORT": 8083, "CAMSERVE_PORT": 8084}
+    found = [Settings().port]
+    for name, port in ports.items():
+        monkeypatch.setenv(name, str(port))
+        found.append(Settings().port)
+        assert variable_of("port") == name
+    assert found == [8000, *ports.values()]
+    assert Settings(port=8085).port == 8085
+    for name in ports:
+        monkeypatch.setenv(name, "")
+    assert Settings().port == 8000
+    assert variable_of("port") == "CAMSERVE_PORT"
+
+
+def test_a_platform_s_port_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "http")
+    with pytest.raises(ValidationError, match="port"):
+        Settings()
+    assert variable_of("port") == "PORT"
+
+
+def test_vertex_ai_s_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (Settings().vertex_health_route, Settings().vertex_predict_route) == (None, None)
+    monkeypatch.setenv("AIP_HEALTH_ROUTE", "/v1/endpoints/7/deployedModels/8")
+    monkeypatch.setenv("AIP_PREDICT_ROUTE", "/v1/endpoints/7/deployedModels/8:predict")
+    settings = Settings(vertex_health_route="/healthz")
+    assert settings.vertex_health_route == "/healthz"
+    assert settings.vertex_predict_route == "/v1/endpoints/7/deployedModels/8:predict"
+    for wrong in ("predict", "/a b", "/{model}", "/a/", "/" + "a" * 256):
+        with pytest.raises(ValidationError, match="vertex_predict_route"):
+            Settings(vertex_predict_route=wrong)
+
+
+def test_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().protocols == ("native", "kserve", "oip", "torchserve", "sagemaker", "vertex")
+    monkeypatch.setenv("CAMSERVE_PROTOCOLS", "native, oip")
+    assert Settings().protocols == ("native", "oip")
+    with pytest.raises(ValidationError, match="there is no grpc; there are native, kserve"):
+        Settings(protocols="native,grpc")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.settings import Settings
-from tests.bench import cache, codecs, engine, http, machine, start
+from tests.bench import cache, codecs, engine, http, machine, protocols, start
 from tests.bench.report import Row, Skipped, table
 from tests.bench.timing import Schedule
 
@@ -26,7 +26,8 @@ GROUPS: dict[str, tuple[set[str], Callable[[Schedule, set[str]], Iterator[Row | 
     "engine": ({"P1", "P2", "P3", "P9", "P11"}, engine.measure),
     "start": ({"P10"}, start.measure),
     "http": (http.IDS, http.measure),
-    "cache": ({"P12"}, cache.measure),
+    "protocols": ({"P12"}, protocols.measure),
+    "cache": ({"P13"}, cache.measure),
 }
 KNOWN = set().union(*(ids for ids, _ in GROUPS.values()))
 

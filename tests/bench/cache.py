@@ -1,4 +1,4 @@
-"""P12: what the cache saves. One photograph again and again, to a service with a cache and to one without."""
+"""P13: what the cache saves. One photograph again and again, to a service with a cache and to one without."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MODEL = "resnet50"
 
 
 def measure(plan: Schedule, wanted: set[str]) -> Iterator[Row]:
-    """P12, which has no target. With a cache only the first of all requests is a miss."""
-    if "P12" not in wanted:
+    """P13, which has no target. With a cache only the first of all requests is a miss."""
+    if "P13" not in wanted:
         return
     command, ready, environment = camserve(MODEL)
     with ExitStack() as stack:
@@ -35,12 +35,12 @@ def measure(plan: Schedule, wanted: set[str]) -> Iterator[Row]:
         figures = columns(list(rounds(sides, min(plan.rounds, 3))))
     one, other = figures["asked again 1"], figures["asked anew 1"]
     yield Row(
-        "P12", f"p50 of an overlay asked for again, {MODEL}, 1 client", tuple(ratios(other, one)), "x", None,
+        "P13", f"p50 of an overlay asked for again, {MODEL}, 1 client", tuple(ratios(other, one)), "x", None,
         (Side("again", tuple(1000 * s for s in one), "ms"), Side("anew", tuple(1000 * s for s in other), "ms")),
     )  # fmt: skip
     one, other = figures["asked again 16"], figures["asked anew 16"]
     yield Row(
-        "P12", f"overlays/s asked for again, {MODEL}, 16 clients", tuple(ratios(one, other)), "x", None,
+        "P13", f"overlays/s asked for again, {MODEL}, 16 clients", tuple(ratios(one, other)), "x", None,
         (Side("again", tuple(one), "/s"), Side("anew", tuple(other), "/s")),
         load.last["asked again 16"].percentiles(),
     )  # fmt: skip

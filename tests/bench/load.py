@@ -43,6 +43,7 @@ class Job:
         clients: of a closed loop.
         rate: requests per second of an open loop; 0 for a closed one.
         seconds: how long answers are counted; requests still under way are then waited for, but not counted as throughput.
+        headers: more headers, each a whole line.
         ramp: seconds of the same load before that, of which nothing is counted: until every client has had its first answer
             the line in front of the network is longer than it will ever be again.
     """
@@ -56,6 +57,7 @@ class Job:
     rate: float
     seconds: float
     ramp: float = 0.0
+    headers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,9 +145,10 @@ class _Log:
 @asynccontextmanager
 async def _connections(job: Job, count: int) -> AsyncIterator[list[_Connection]]:
     body = await asyncio.to_thread(Path(job.body).read_bytes)
+    more = "".join(f"{line}\r\n" for line in job.headers)
     head = (
         f"POST {job.path} HTTP/1.1\r\nHost: {HOST}:{job.port}\r\nContent-Type: {job.content_type}\r\n"
-        f"Accept: {job.accept}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Accept: {job.accept}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
     )
     opened = [await asyncio.open_connection(HOST, job.port) for _ in range(count)]
     try:

@@ -46,7 +46,7 @@ class Row:
     """One line of the table.
 
     Attributes:
-        id: of the target (P1 to P11; P12 is the cache's own, and has none).
+        id: of the target (P1 to P12; P13 is the cache's own, and has none).
         what: is measured.
         rounds: the figure of each round; a ratio where `unit` is "x".
         unit: of the figure.

@@ -50,6 +50,23 @@ def test_every_fit(model: Model, fit: Fit, region: tuple[int, int, int, int], sh
     assert found.pixels.dtype == np.uint8
 
 
+def test_pixels_without_a_file(model: Model, prepared: PreparedImage) -> None:
+    pixels = prepared.decoded.rgb
+    found = preprocess(pixels, Limits(max_pixels=96 * 48), model.network.preprocessing, "crop")
+    np.testing.assert_array_equal(found.pixels, prepared.pixels)
+    assert found.placement == prepared.placement
+    assert (found.info.width, found.info.height, found.info.format) == (96, 48, "rgb")
+    turned = preprocess(pixels.reshape(96, 48, 3), Limits(), model.network.preprocessing, "crop")
+    assert found.sha256 != turned.sha256  # equal bytes of another shape are another image
+    strided = preprocess(np.flip(np.flip(pixels).copy()), Limits(), model.network.preprocessing, "crop")
+    assert strided.sha256 == found.sha256
+
+
+def test_pixels_without_a_file_have_the_limits_of_files(model: Model, prepared: PreparedImage) -> None:
+    with pytest.raises(ImageTooManyPixels, match="96 x 48 pixels; at most 4607"):
+        preprocess(prepared.decoded.rgb, Limits(max_pixels=96 * 48 - 1), model.network.preprocessing, "crop")
+
+
 def test_a_broken_file(model: Model) -> None:
     with pytest.raises(ImageTruncated):
         prepare(DATA[:100], model, "crop")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar
 
@@ -72,9 +73,10 @@ async def ask(
             raise errors.ParameterInvalid("model: the address names one already; leave the option out")
         name = model or (services.registry.default if asked is None else services.registry.resolve(asked))
         log.model = name
-        if inquiry.within_s is not None and inquiry.within_s < deadline.remaining_s:
-            deadline = Deadline(inquiry.within_s)
-        async with deadline.enforce():
+        own = Deadline(inquiry.within_s) if inquiry.within_s is not None else None
+        if own is not None and own.remaining_s < deadline.remaining_s:
+            deadline = own
+        async with own.enforce() if own is deadline else nullcontext():
             work = _explain(request, services, inquiry, name, deadline)
             answer = await cancel_on_disconnect(request.receive, work)
     log.answer = answer

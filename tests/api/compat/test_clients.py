@@ -13,7 +13,8 @@ import pytest
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from kserve.protocol.infer_type import InferResponse, RequestedOutput
 from numpy.typing import NDArray
-from open_inference.openapi.client import InferenceRequest, OpenInferenceClient
+from open_inference.openapi.client import OpenInferenceClient
+from open_inference.openapi.types import InferenceRequest
 from tritonclient.http import InferenceServerClient, InferRequestedOutput
 from tritonclient.http import InferInput as TritonInput
 from tritonclient.utils import InferenceServerException
@@ -261,8 +262,8 @@ def _ask_everything(client: OpenInferenceClient) -> None:
         "outputs": [{"name": "class_id"}, {"name": "scores"}],
     }
     for answer in (
-        client.model_infer(MODEL, request=InferenceRequest(**request)),
-        client.model_version_infer(MODEL, "1", request=InferenceRequest(**request)),
+        client.model_infer(MODEL, request=InferenceRequest.parse_obj(request)),
+        client.model_version_infer(MODEL, "1", request=InferenceRequest.parse_obj(request)),
     ):
         document = json.loads(answer.json())
         assert document["id"]
