@@ -75,6 +75,7 @@ async def test_binary_json_and_pixels_agree(whole: httpx.AsyncClient) -> None:
 
 async def test_it_answers_as_explain_does(whole: httpx.AsyncClient) -> None:
     query = {"size": "input", "heatmap": "list", "class_id": "1,2", "polarity": "both", "overlay": "true"}
+    whole.headers["X-Request-ID"] = "same"  # images say in which request they were made
     native = (await whole.post("/explain", content=IMAGE, params=query)).json()["results"][0]
     parameters = {"class_id": "1,2", "polarity": "both"}
     outputs = [{"name": name} for name in ("overlay_png", "heatmap", "class_id", "scores")]
