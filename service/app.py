@@ -24,7 +24,7 @@ from service.explain.explainer import Explainer
 from service.explain.registry import Registry
 from service.settings import Settings
 from service.telemetry import Metrics, configure_logging
-from service.tracing import OpenTelemetryTracer, Tracer, create_tracer
+from service.tracing import Tracer, create_tracer
 
 DESCRIPTION = """Explanations for image classifiers: send an image, get back where its class was found.
 
@@ -110,10 +110,10 @@ def _routers(settings: Settings) -> Iterator[APIRouter]:
         yield open_inference.router
 
 
-def _telemetry(tracer: Tracer) -> TelemetryConfig:
+def _telemetry(tracer: Tracer | None) -> TelemetryConfig:
     """FastAPI's own OpenTelemetry: a span for each request, but for probes and scrapes. Metrics and logs are ours."""
     config = TelemetryConfig(tracing=False, metrics=False, logs=False, operation_spans=False)
-    if isinstance(tracer, OpenTelemetryTracer):
+    if tracer is not None:
         config |= TelemetryConfig(tracing=True, tracer_provider=tracer.provider, exclude=_is_untraced)
     return config
 
@@ -123,7 +123,7 @@ def _is_untraced(scope: MutableMapping[str, Any]) -> bool:
 
 
 def _lifespan(
-    services: Services, codecs: ThreadPoolExecutor, tracer: Tracer, on_fatal: Callable[[BaseException], None] | None
+    services: Services, codecs: ThreadPoolExecutor, tracer: Tracer | None, on_fatal: Callable[[BaseException], None] | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -136,7 +136,7 @@ def _lifespan(
                 loading.cancel()
                 await asyncio.gather(loading, return_exceptions=True)
                 await services.registry.close()
-                if isinstance(tracer, OpenTelemetryTracer):
+                if tracer is not None:
                     await asyncio.to_thread(tracer.close)
 
     return lifespan

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import Protocol
 
 import structlog
 
@@ -22,27 +21,7 @@ log = structlog.get_logger(__name__)
 Interval = tuple[float, float]  # start and end, seconds of time.perf_counter()
 
 
-class Tracer(Protocol):
-    """What requests tell the tracer, and ask it."""
-
-    def record_stages(self, intervals: Mapping[Stage, Interval], attributes: Mapping[str, str | int]) -> None:
-        """Adds a child span for each stage to the span of the request at hand."""
-
-    def trace_id(self) -> str | None:
-        """The trace of the request at hand, 32 hexadecimal digits; None where it is not traced."""
-
-
-class NullTracer:
-    """The tracer of a service that is not traced."""
-
-    def record_stages(self, intervals: Mapping[Stage, Interval], attributes: Mapping[str, str | int]) -> None:
-        """Does nothing."""
-
-    def trace_id(self) -> None:
-        """There is no trace."""
-
-
-class OpenTelemetryTracer:
+class Tracer:
     """Sends spans to the OTLP endpoint of OpenTelemetry's environment variables, over HTTP.
 
     Attributes:
@@ -66,7 +45,7 @@ class OpenTelemetryTracer:
         self._current_span = trace.get_current_span
 
     def record_stages(self, intervals: Mapping[Stage, Interval], attributes: Mapping[str, str | int]) -> None:
-        """See `Tracer`."""
+        """Adds a child span for each stage to the span of the request at hand."""
         if not self._current_span().is_recording():
             return
         offset = time.time_ns() - time.perf_counter_ns()
@@ -76,7 +55,7 @@ class OpenTelemetryTracer:
             span.end(offset + round(end * 1e9))
 
     def trace_id(self) -> str | None:
-        """See `Tracer`."""
+        """The trace of the request at hand, 32 hexadecimal digits; None where it is not traced."""
         context = self._current_span().get_span_context()
         return f"{context.trace_id:032x}" if context.is_valid else None
 
@@ -85,12 +64,12 @@ class OpenTelemetryTracer:
         self.provider.shutdown()
 
 
-def create_tracer() -> NullTracer | OpenTelemetryTracer:
-    """The tracer that the environment asks for; a warning in the log where its libraries are missing."""
+def create_tracer() -> Tracer | None:
+    """The tracer that the environment asks for; None, with a warning in the log, where its libraries are missing."""
     if not tracing_requested():
-        return NullTracer()
+        return None
     try:
-        return OpenTelemetryTracer()
+        return Tracer()
     except ImportError as error:
         log.warning("tracing_unavailable", missing=error.name, remedy="pip install 'camserve[otel]'")
-        return NullTracer()
+        return None

@@ -54,7 +54,12 @@ class RequestLogMiddleware:
     """Gives each request an id and a log, writes its log line and metrics at its end, and answers what nobody caught."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, tracer: Tracer, quiet: frozenset[str] = QUIET_ROUTES
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        lifecycle: Lifecycle,
+        tracer: Tracer | None = None,
+        quiet: frozenset[str] = QUIET_ROUTES,
     ) -> None:
         self.app = app
         self.metrics = metrics
@@ -107,7 +112,8 @@ class RequestLogMiddleware:
     def _trace_id(self, headers: Headers) -> str | None:
         """The trace that the request is part of, here or at whoever sent it."""
         sent = TRACE_PARENT.fullmatch(headers.get("traceparent", ""))
-        return self.tracer.trace_id() or (sent[1] if sent else None)
+        own = self.tracer.trace_id() if self.tracer is not None else None
+        return own or (sent[1] if sent else None)
 
     def _conclude(self, scope: Scope, request_log: RequestLog, trace_id: str | None) -> None:
         route = getattr(scope.get("route"), "path", "other")

@@ -37,7 +37,7 @@ from service.explain.scheduler import BatchResult, Checkpoint, Deadline, Job, Re
 from service.imaging.headers import Limits
 from service.settings import Settings
 from service.telemetry import Metrics
-from service.tracing import Interval, NullTracer, Tracer
+from service.tracing import Interval, Tracer
 from service.vocabulary import STAGES, CachePolicy, CacheStatus, Delivery, Stage
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ class Explainer:
         self._limits = Limits(max_pixels=settings.max_image_pixels)
         self._codecs = codecs
         self._metrics = metrics
-        self._tracer = tracer or NullTracer()
+        self._tracer = tracer
 
     async def explain(
         self,
@@ -220,10 +220,10 @@ class Explainer:
         for stage, duration in seconds.items():
             self._metrics.stage_seconds.labels(stage).observe(duration)
         batch_size = max(result.batch_size for result in results)
-        method = plan.method.name if isinstance(plan, Plan) and plan.explains else ""
-        self._tracer.record_stages(
-            intervals, {"model": plan.model.card.name, "method": method, "batch_size": batch_size, "images": len(plan.images)}
-        )
+        if self._tracer is not None:
+            method = plan.method.name if isinstance(plan, Plan) and plan.explains else ""
+            of_request: dict[str, str | int] = {"model": plan.model.card.name, "images": len(plan.images)}
+            self._tracer.record_stages(intervals, of_request | {"method": method, "batch_size": batch_size})
         self._metrics.images.labels(plan.model.card.name).inc(len(plan.images))
         milliseconds = {stage: round(1000 * seconds.get(stage, 0.0), DIGITS) for stage in STAGES}
         return Answer(

@@ -14,7 +14,6 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api.dependencies import Lifecycle
 from service.api.middleware import ADMIN_PATHS, PUBLIC_PATHS, ApiKeyMiddleware, RequestLogMiddleware
 from service.telemetry import Metrics
-from service.tracing import NullTracer
 from tests.api.stand_ins import StandInExplainer, client_of, make_app, speak
 
 pytestmark = pytest.mark.anyio
@@ -150,7 +149,7 @@ async def test_an_answer_that_fails_half_way_is_not_hidden() -> None:
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
     with pytest.raises(RuntimeError, match="half way"):
-        await RequestLogMiddleware(broken, Metrics(), Lifecycle(), NullTracer())(scope, receive, send)
+        await RequestLogMiddleware(broken, Metrics(), Lifecycle())(scope, receive, send)
     assert len(sent) == 1
 
 

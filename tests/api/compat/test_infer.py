@@ -75,11 +75,12 @@ async def test_binary_json_and_pixels_agree(whole: httpx.AsyncClient) -> None:
 
 async def test_it_answers_as_explain_does(whole: httpx.AsyncClient) -> None:
     query = {"size": "input", "heatmap": "list", "class_id": "1,2", "polarity": "both", "overlay": "true"}
-    whole.headers["X-Request-ID"] = "same"  # images say in which request they were made
-    native = (await whole.post("/explain", content=IMAGE, params=query)).json()["results"][0]
+    same = {"X-Request-ID": "same"}  # images tell it
+    native = (await whole.post("/explain", content=IMAGE, params=query, headers=same)).json()["results"][0]
     parameters = {"class_id": "1,2", "polarity": "both"}
     outputs = [{"name": name} for name in ("overlay_png", "heatmap", "class_id", "scores")]
-    answer = await infer(whole, {"inputs": [image()], "parameters": parameters, "outputs": outputs})
+    document = {"inputs": [image()], "parameters": parameters, "outputs": outputs}
+    answer = await whole.post("/v2/models/tiny/infer", json=document, headers=same)
     assert [one["name"] for one in answer.json()["outputs"]] == [one["name"] for one in outputs]
     tensors = found(answer)
     np.testing.assert_array_equal(

@@ -55,11 +55,14 @@ def invoke_endpoint(server: Running, body: bytes, **headers: str) -> urllib3.Bas
 
 
 def test_sagemaker_s_local_client(server: Running) -> None:
-    same = {"X-Request-ID": "same"}  # images say in which request they were made
-    params = {"method": "layercam", "class_id": 281, "format": "png"}
-    native = httpx.post(f"{server.url}/explain", content=CHELSEA.data, params=params, headers=same, timeout=60)
-    sent = {"Content-type": "image/png", "Accept": "image/png", ATTRIBUTES: "method=layercam,class_id=281"}
-    found = invoke_endpoint(server, CHELSEA.data, **sent, **same)
+    native = httpx.post(
+        f"{server.url}/explain",
+        content=CHELSEA.data,
+        params={"method": "layercam", "class_id": 281},
+        headers={"Accept": "image/png", "X-Request-ID": "same"},
+    )
+    headers = {"Content-type": "image/png", "Accept": "image/png", "X-Request-ID": "same"}
+    found = invoke_endpoint(server, CHELSEA.data, **headers, **{ATTRIBUTES: "method=layercam,class_id=281"})
     assert (found.status, found.headers["content-type"], found.data) == (200, "image/png", native.content)
     assert httpx.get(f"{server.url}/ping").status_code == 200
 

@@ -85,7 +85,7 @@ async def test_instances_are_predictions(whole: httpx.AsyncClient) -> None:
 async def test_explanations_as_of_explain(
     whole: httpx.AsyncClient, headers: dict[str, str], query: dict[str, str], kind: str
 ) -> None:
-    headers = headers | {"X-Request-ID": "same"}  # images say in which request they were made
+    headers = headers | {"X-Request-ID": "same"}  # images tell it
     native = await whole.post("/explain", content=IMAGE, headers=headers, params=query)
     answer = await whole.put("/explanations/tiny", content=IMAGE, headers=headers, params=query)
     assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
