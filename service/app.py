@@ -128,11 +128,14 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         with codecs:
+            grpc_server = await _start_grpc(services)
             loading = asyncio.create_task(_load(services, on_fatal))
             try:
                 yield
             finally:
                 services.lifecycle.drain()
+                if grpc_server is not None:
+                    await grpc_server.stop(services.settings.request_timeout_s)
                 loading.cancel()
                 await asyncio.gather(loading, return_exceptions=True)
                 await services.registry.close()
@@ -140,6 +143,22 @@ def _lifespan(
                     await asyncio.to_thread(tracer.close)
 
     return lifespan
+
+
+async def _start_grpc(services: Services) -> Any:
+    """The gRPC server, if a port is set for it.
+
+    Raises:
+        ConfigurationError: its libraries are not installed.
+    """
+    settings = services.settings
+    if settings.grpc_port is None:
+        return None
+    try:
+        from service.api.compat.grpc_service import start_grpc_server  # noqa: PLC0415 (optional)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("grpc_port: gRPC is not installed; pip install 'camserve[grpc]'") from error
+    return await start_grpc_server(services, settings.host, settings.grpc_port)
 
 
 async def _load(services: Services, on_fatal: Callable[[BaseException], None] | None) -> None:

@@ -109,6 +109,9 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    grpc_port: int | None = Field(
+        None, ge=0, le=65535, description="Port of the Open Inference Protocol over gRPC; off if not given. Extra grpc."
+    )
     shutdown_delay_s: float = Field(
         1.0, ge=0, le=60, description="After SIGTERM: seconds to go on serving, not ready, until balancers have seen it."
     )

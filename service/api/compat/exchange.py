@@ -19,7 +19,7 @@ from service.explain.options import ExplainOptions
 from service.explain.plan import ImageInput
 from service.explain.results import Answer
 from service.explain.scheduler import Deadline
-from service.vocabulary import Delivery
+from service.vocabulary import CachePolicy, Delivery
 
 ModelName = Annotated[str, Path(description="Name of a model card, or the other name that setting `model_name` gives it.")]
 
@@ -77,19 +77,20 @@ async def ask(
         if own is not None and own.remaining_s < deadline.remaining_s:
             deadline = own
         async with own.enforce() if own is deadline else nullcontext():
-            work = _explain(request, services, inquiry, name, deadline)
+            work = explain(services, inquiry, name, deadline, cache_policy(request), log.id)
             answer = await cancel_on_disconnect(request.receive, work)
     log.answer = answer
     return inquiry, answer
 
 
-async def _explain(request: Request, services: Services, inquiry: Inquiry, model: str, deadline: Deadline) -> Answer:
+async def explain(
+    services: Services, inquiry: Inquiry, model: str, deadline: Deadline, policy: CachePolicy, request_id: str
+) -> Answer:
+    """Asks the explainer what an inquiry asks, of one model."""
     options = inquiry.options.model_copy(update={"model": model})
-    images, policy = inquiry.images, cache_policy(request)
     if inquiry.explain:
-        request_id = request_log_of(request.scope).id
-        return await services.explainer.explain(images, options, inquiry.delivery, deadline, policy, request_id)
-    return await services.explainer.predict(images, options, deadline, policy)
+        return await services.explainer.explain(inquiry.images, options, inquiry.delivery, deadline, policy, request_id)
+    return await services.explainer.predict(inquiry.images, options, deadline, policy)
 
 
 async def _card_of_path(request: Request, services: ServicesDependency, model: ModelName) -> str:

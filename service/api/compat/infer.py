@@ -42,6 +42,7 @@ from service.api.uploads import from_json, from_pairs, parse_options, parse_targ
 from service.explain.options import TensorOptions
 from service.explain.plan import ImageInput
 from service.explain.results import Answer, ExplainResult, ImageTensors
+from service.settings import Settings
 from service.vocabulary import TensorName
 
 INPUTS: Final = (("image", ("BYTES", "UINT8")), ("class_id", ("INT64",)))
@@ -103,8 +104,7 @@ async def infer(request: Request, services: ServicesDependency, model: ModelName
     inquiry, answer = await ask(request, services, card, partial(_read, request, services))
     identity = inquiry.id or request_log_of(request.scope).id
     head = {"model_name": model, "model_version": answer.model.version, "id": identity}
-    labels = services.registry.get(card).labels.labels
-    body, length = encode_answer(head, [_output(one, inquiry, answer, labels) for one in inquiry.outputs])
+    body, length = encode_answer(head, output_tensors(inquiry, answer, services.registry.get(card).labels.labels))
     headers = measured_headers(answer)
     if length is None:
         return Response(body, headers=headers, media_type="application/json")
@@ -116,7 +116,20 @@ async def _read(request: Request, services: Services) -> TensorInquiry:
     refuse_early(request, settings.max_body_bytes)
     query = from_pairs(request.query_params.multi_items())
     body = await read(request, settings.max_body_bytes)
-    infer_request = parse_request(body, request.headers.get(LENGTH_HEADER), INPUTS, OUTPUTS)
+    return parse_inquiry(parse_request(body, request.headers.get(LENGTH_HEADER), INPUTS, OUTPUTS), settings, query)
+
+
+def parse_inquiry(infer_request: InferRequest, settings: Settings, query: dict[str, Any]) -> TensorInquiry:
+    """What a request of the protocol asks.
+
+    Args:
+        infer_request: however it came.
+        settings: limits.
+        query: options beside it, which its parameters override.
+
+    Raises:
+        CamserveError: the child that says what is wrong.
+    """
     outputs = infer_request.outputs or tuple(OutputRequest(name=name, binary=infer_request.binary) for name in DEFAULT_OUTPUTS)
     parameters = {name: value for name, value in infer_request.parameters.items() if name not in IGNORED_PARAMETERS}
     within_s = _seconds(parameters.pop("timeout", None))
@@ -200,6 +213,11 @@ def _check_count(count: int, max_images: int) -> None:
 
 
 # Outputs --------------------------------------------------------------------------------------------------------------------
+
+
+def output_tensors(inquiry: TensorInquiry, answer: Answer, labels: Sequence[str]) -> list[OutputTensor]:
+    """The tensors that a request names, in its order."""
+    return [_output(one, inquiry, answer, labels) for one in inquiry.outputs]
 
 
 def _output(requested: OutputRequest, inquiry: TensorInquiry, answer: Answer, labels: Sequence[str]) -> OutputTensor:

@@ -85,7 +85,7 @@ async def model_ready(services: ServicesDependency, model: ModelName, card: Card
 async def metadata(services: ServicesDependency, model: ModelName, card: CardName) -> Response:
     """Inputs, of which `class_id` may be left out, and outputs."""
     info = services.registry.describe_one(card)
-    inputs, outputs = _tensors(info)
+    inputs, outputs = described_tensors(info)
     return json_response(
         {"name": model, "versions": [info.version], "platform": "camserve", "inputs": inputs, "outputs": outputs}
     )
@@ -101,7 +101,7 @@ async def config(services: ServicesDependency, model: ModelName, card: CardName)
     info = services.registry.describe_one(card)
     inputs, outputs = (
         [{"name": one["name"], "data_type": f"TYPE_{_config_type(one['datatype'])}", "dims": one["shape"]} for one in tensors]
-        for tensors in _tensors(info)
+        for tensors in described_tensors(info)
     )
     optional = [one | {"optional": one["name"] != "image"} for one in inputs]
     return json_response(
@@ -120,7 +120,8 @@ def _config_type(datatype: str) -> str:
     return {"BYTES": "STRING"}.get(datatype, datatype)
 
 
-def _tensors(info: ModelInfo) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def described_tensors(info: ModelInfo) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Name, datatype and shape of each input and each output of a model; -1 is a size that varies."""
     inputs = [("image", "BYTES", [-1]), ("class_id", "INT64", [-1, -1])]
     outputs: list[tuple[TensorName, str, list[int]]] = [
         ("scores", "FP32", [-1, info.classes or -1]),

@@ -203,6 +203,12 @@ def encode_answer(document: dict[str, Any], outputs: Sequence[OutputTensor]) -> 
     return (b"".join([head, *tail]), len(head)) if any(tensor.binary for tensor in outputs) else (head, None)
 
 
+def tensor_bytes(tensor: OutputTensor) -> bytes:
+    """The binary form of a tensor."""
+    parts: Sequence[Any] = _elements(tensor) if tensor.datatype == "BYTES" else tensor.parts
+    return b"".join(parts)
+
+
 def _length(header: str | None, total: int) -> int:
     """Where the JSON ends."""
     if header is None:
