@@ -29,8 +29,12 @@ MODEL = "efficientnet_lite0"
 DEFAULT = {"scores": (1, 1000), "class_id": (1, 1), "heatmap": (1, 1, 224, 224), "overlay": (1, 1, 224, 224, 3)}
 
 
+SAME = {"X-Request-ID": "same"}  # images tell it
+
+
 def explained(server: Running, data: bytes, **options: Any) -> httpx.Response:
-    response = httpx.post(f"{server.url}/explain", content=data, params={"size": "input"} | options, timeout=60)
+    params = {"size": "input"} | options
+    response = httpx.post(f"{server.url}/explain", content=data, params=params, headers=SAME, timeout=60)
     assert response.status_code == 200, response.text
     return response
 
@@ -118,7 +122,7 @@ async def test_kserve_v2_reads_a_png_as_base64(server: Running, kserve: Inferenc
     tensor = InferInput("image", [1], "BYTES", data=[b64(CHELSEA.data)])
     outputs = [RequestedOutput("overlay_png", {"binary_data": False})]
     request = InferRequest(model_name=MODEL, infer_inputs=[tensor], request_outputs=outputs)
-    answer = await kserve.infer(server.url, request, model_name=MODEL)
+    answer = await kserve.infer(server.url, request, model_name=MODEL, headers=dict(SAME))
     assert answer.outputs[0].data == [b64(explained(server, CHELSEA.data, format="png").content)]
 
 
@@ -192,6 +196,7 @@ def test_triton_infers_with_everything_said(server: Running, triton: InferenceSe
         [triton_image(CHELSEA.data)],
         outputs=outputs,
         request_id="rq1",
+        headers=dict(SAME),  # the client adds its own to it
         priority=1,
         timeout=60_000_000,
         parameters={"method": "layercam", "top_k": 2, "alpha": 0.25, "color_map": "viridis"},
