@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -169,6 +169,12 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Where values come from, the strongest first."""
         return init_settings, env_settings, _PlatformEnvironment(settings_cls)
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _ignore_service_link(cls, value: object) -> object:
+        """Kubernetes sets CAMSERVE_PORT=tcp://10.0.0.1:8000 in every pod beside a Service named camserve; that is no port."""
+        return cls.model_fields["port"].default if isinstance(value, str) and value.startswith("tcp://") else value
 
     @property
     def cores(self) -> int:

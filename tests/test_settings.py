@@ -184,3 +184,10 @@ def test_the_page_of_settings_has_every_setting() -> None:
         name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])
     }
     assert table == set(Settings.model_fields)
+
+
+def test_the_variable_of_a_kubernetes_service_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMSERVE_PORT", "tcp://10.96.0.12:8000")
+    assert Settings().port == 8000
+    monkeypatch.setenv("CAMSERVE_PORT", "9000")
+    assert Settings().port == 9000
