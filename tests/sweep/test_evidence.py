@@ -19,7 +19,7 @@ from service.engine.types import EngineResult, EvaluationRequest
 from tests.sweep.check import MAX_DIFFERENCE, load_family, map_difference, normalise
 from tests.sweep.families import FAMILIES
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.sweep  # minutes: `make sweep` runs it
 
 FITTED_IMAGES = 48
 MEASURED_IMAGES = 8
