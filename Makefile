@@ -33,6 +33,7 @@ test-slow: test ## Run what takes longer: oracle matrices of every method and ne
 
 sweep: $(VENV)/.installed-test ## Explain one network of every family (ARGS="--third 1/3", "coat_tiny cvt"), write docs/families.md
 	$(BIN)/python -m tests.sweep $(ARGS)
+	$(BIN)/python -m pytest -m sweep tests/sweep
 
 lint: $(VENV)/.installed-test ## Check style and types
 	$(BIN)/ruff check .

@@ -129,6 +129,14 @@ class RequestLog:
                 fields["cache"] = self.answer.cache
         return fields | {"bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
 
+    def count(self, metrics: Metrics, route: str, trace_id: str | None = None) -> None:
+        """Counts the request, once it has been answered; the trace that it is part of is an exemplar of its time."""
+        metrics.requests.labels(route=route, model=self.model, status=str(int(self.status))).inc()
+        exemplar = {"trace_id": trace_id} if trace_id else None
+        metrics.request_seconds.labels(route=route).observe(self.seconds, exemplar)
+        if self.code is not None:
+            metrics.rejections.labels(code=self.code).inc()
+
 
 def request_log_of(scope: Scope) -> RequestLog:
     """The log that the outermost middleware put into the request's scope."""

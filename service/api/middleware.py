@@ -126,11 +126,7 @@ class RequestLogMiddleware:
             client=client[0] if client else None,
             **request_log.describe(),
         )
-        self.metrics.requests.labels(route=route, model=request_log.model, status=str(request_log.status)).inc()
-        exemplar = {"trace_id": trace_id} if trace_id else None
-        self.metrics.request_seconds.labels(route=route).observe(request_log.seconds, exemplar)
-        if request_log.code is not None:
-            self.metrics.rejections.labels(code=request_log.code).inc()
+        request_log.count(self.metrics, route, trace_id)
 
 
 class ApiKeyMiddleware:

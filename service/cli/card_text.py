@@ -9,7 +9,7 @@ from pathlib import Path
 
 from service import __version__
 from service.engine.cards.card import Card
-from service.engine.cards.labels import LabelSet, imagenet_labels, numbered_labels, read_labels
+from service.engine.cards.labels import LabelSet, fit_labels, imagenet_labels, read_labels
 from service.engine.cards.repository import read_cards, select_cards
 from service.engine.device import prepare_device
 from service.engine.network import Network
@@ -88,9 +88,7 @@ def _file(card: Card, target: Path | None) -> str:
 
 
 def _labels_lines(card: Card, network: Network) -> list[str]:
-    labels = read_labels(card) or network.labels
-    if labels is None or len(labels) != network.classes:
-        labels = numbered_labels(network.classes)
+    labels = fit_labels(read_labels(card) or network.labels, network.classes)
     lines = ['dataset = "imagenet-1k"'] if labels == imagenet_labels("imagenet-1k") else _names_lines(labels)
     lines += [f"prompt = {_value(card.labels.prompt)}"] if card.labels.prompt else []
     return [*lines, f"activation = {_value(network.activation)} # softmax: one class is true; sigmoid: each for itself"]

@@ -32,7 +32,6 @@ from service.imaging.headers import Limits
 from service.settings import Settings
 from service.telemetry import Metrics
 
-EVALUATED: Final = ("gradcam", "layercam", "eigencam")  # methods whose faithfulness is measured unless others are named
 ROUNDS: Final = 10  # measurements of the time of a prediction and an explanation
 ALTERNATIVES: Final = 4  # other layers that are named
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.engine.batch import EngineRequest
 from service.engine.cards.card import Card
-from service.engine.cards.labels import LabelSet, numbered_labels, read_labels
+from service.engine.cards.labels import LabelSet, fit_labels, read_labels
 from service.engine.cards.reference import LABELS_FILE
 from service.engine.device import Device
 from service.engine.disk_cache import DiskCache
@@ -270,9 +270,9 @@ def _kept_check(card: Card, network: Network) -> ModelCheck | None:
 
 
 def _source_labels(card: Card, network: Network) -> LabelSet:
-    """The labels that the source states; numbers where it states none, or those of another number of classes."""
-    if network.labels is not None and len(network.labels) == network.classes:
-        return network.labels
-    log.warning("no_labels", model=card.name, classes=network.classes, stated=len(network.labels) if network.labels else 0,
-                remedy=f"put {LABELS_FILE} beside the weights, or give ?labels=FILE with the reference")  # fmt: skip
-    return numbered_labels(network.classes)
+    """The labels that the source states; numbers, with a warning, where it states none or other than so many."""
+    labels = fit_labels(network.labels, network.classes)
+    if labels is not network.labels:
+        log.warning("no_labels", model=card.name, classes=network.classes, stated=len(network.labels) if network.labels else 0,
+                    remedy=f"put {LABELS_FILE} beside the weights, or give ?labels=FILE with the reference")  # fmt: skip
+    return labels

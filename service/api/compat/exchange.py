@@ -99,9 +99,22 @@ async def _card_of_path(request: Request, services: ServicesDependency, model: M
     Raises:
         ModelNotFound: there is no such card, or it has another version.
     """
+    return find_card(services, model, request.path_params.get("version"))
+
+
+def find_card(services: Services, model: str, version: str | None) -> str:
+    """The name of the card that a client means.
+
+    Args:
+        services: of the application.
+        model: the card's name, or the other name of the default model.
+        version: of the model; None or "" for whichever it has.
+
+    Raises:
+        ModelNotFound: there is no such card, or it has another version.
+    """
     card = services.registry.resolve(model)
-    version = request.path_params.get("version")
-    if version is not None:
+    if version:
         served = services.registry.describe_one(card).version
         # TorchServe calls a model's first version 1.0, KServe and Triton call it 1.
         if version.removesuffix(".0") != served.removesuffix(".0"):

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 
 from service import __version__, errors
 from service.api.auth import ApiKeySet, refusal
-from service.api.compat.exchange import explain
+from service.api.compat.exchange import explain, find_card
 from service.api.compat.infer import INPUTS, OUTPUTS, output_tensors, parse_inquiry
 from service.api.compat.open_inference import EXTENSIONS, described_tensors
 from service.api.compat.tensors import InferRequest, InputTensor, OutputRequest, tensor_bytes
@@ -139,13 +139,10 @@ class InferenceService:
             raise refusal(headers)
 
     def _conclude(self, name: str, request_log: RequestLog) -> None:
-        route, metrics = f"/{SERVICE}/{name}", self._services.metrics
+        route = f"/{SERVICE}/{name}"
         write = log.info if name == "ModelInfer" else log.debug
         write("request", method="gRPC", route=route, **request_log.describe())
-        metrics.requests.labels(route=route, model=request_log.model, status=str(int(request_log.status))).inc()
-        metrics.request_seconds.labels(route=route).observe(request_log.seconds)
-        if request_log.code is not None:
-            metrics.rejections.labels(code=request_log.code).inc()
+        request_log.count(self._services.metrics, route)
 
     async def _server_live(self, _request: Any, _context: Context, _log: RequestLog) -> Any:
         return protocol.ServerLiveResponse(live=True)
@@ -155,8 +152,7 @@ class InferenceService:
 
     async def _model_ready(self, request: Any, _context: Context, request_log: RequestLog) -> Any:
         card = self._card(request.name, request.version, request_log)
-        ready = self._services.registry.describe_one(card).state == "ready"
-        return protocol.ModelReadyResponse(ready=ready)
+        return protocol.ModelReadyResponse(ready=self._services.registry.is_ready(card))
 
     async def _server_metadata(self, _request: Any, _context: Context, _log: RequestLog) -> Any:
         return protocol.ServerMetadataResponse(name="camserve", version=__version__, extensions=EXTENSIONS)
@@ -193,16 +189,7 @@ class InferenceService:
         )
 
     def _card(self, name: str, version: str, request_log: RequestLog) -> str:
-        """The card that a request means.
-
-        Raises:
-            ModelNotFound: there is no such card, or it has another version.
-        """
-        registry = self._services.registry
-        card = request_log.model = registry.resolve(name)
-        served = registry.describe_one(card).version
-        if version and version.removesuffix(".0") != served.removesuffix(".0"):
-            raise errors.ModelNotFound(f"This model has no such version; it has version {served}.")
+        card = request_log.model = find_card(self._services, name, version)
         return card
 
 

@@ -80,8 +80,10 @@ def read_labels(card: Card) -> LabelSet | None:
     return _read_file(card.folder / card.labels.file) if card.labels.file is not None else None
 
 
-def numbered_labels(classes: int) -> LabelSet:
-    """Labels for classes of which only the number is known."""
+def fit_labels(stated: LabelSet | None, classes: int) -> LabelSet:
+    """The labels that are stated, if they are so many; else numbers."""
+    if stated is not None and len(stated) == classes:
+        return stated
     return LabelSet(tuple(f"class {number}" for number in range(classes)))
 
 

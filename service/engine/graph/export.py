@@ -7,7 +7,7 @@ change the activations of that layer, and autograd can compute the gradient at a
 from __future__ import annotations
 
 import operator
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -187,26 +187,24 @@ def _dimension_overrides(name: str, graph: NetworkGraph, overrides: Mapping[str,
 
 def depends_on(start: set[fx.Node]) -> set[fx.Node]:
     """`start`, and every node that is computed from one of its nodes."""
-    dependents = set(start)
-    stack = list(start)
-    while stack:
-        for user in stack.pop().users:
-            if user not in dependents:
-                dependents.add(user)
-                stack.append(user)
-    return dependents
+    return _reachable(start, lambda node: node.users)
 
 
 def inputs_of(node: fx.Node) -> set[fx.Node]:
     """A node and every node from which it is computed."""
-    inputs = {node}
-    stack = [node]
+    return _reachable({node}, lambda other: other.all_input_nodes)
+
+
+def _reachable(start: set[fx.Node], neighbours: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """`start`, and every node that is reached from it from neighbour to neighbour."""
+    reached = set(start)
+    stack = list(start)
     while stack:
-        for parent in stack.pop().all_input_nodes:
-            if parent not in inputs:
-                inputs.add(parent)
-                stack.append(parent)
-    return inputs
+        for node in neighbours(stack.pop()):
+            if node not in reached:
+                reached.add(node)
+                stack.append(node)
+    return reached
 
 
 def is_attention(node: fx.Node) -> bool:

@@ -7,6 +7,7 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -100,11 +101,17 @@ def load_into(card: Card, module: nn.Module, state: Mapping[str, Tensor]) -> Non
 
 def state_digest(module: nn.Module) -> str:
     """Digest, "sha256:...", over names, dtypes, shapes and bytes of all parameters and buffers, for weights without a file."""
+    return f"sha256:{digest_tensors(module.state_dict())}"
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names; 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return f"sha256:{digest.hexdigest()}"
+        content: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def _efficientnet_lite_keys(state: Mapping[str, Tensor]) -> StateDict:

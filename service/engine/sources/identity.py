@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from torch import nn
 from service import __version__
 from service.engine.cards.card import Card
 from service.engine.sources import LoadedNetwork
+from service.engine.sources.checkpoint import digest_tensors
 
 LIBRARIES: Final = ("torch", "torchvision", "timm", "transformers", "keras", "openvino")
 
@@ -44,12 +44,7 @@ def network_identity(card: Card, loaded: LoadedNetwork, device: torch.device) ->
 def _digest_of_buffers(module: nn.Module) -> str:
     """Digest of the buffers that the digest of the weights leaves out, such as the texts' features of a zero-shot network."""
     kept = module.state_dict().keys()
-    digest = hashlib.sha256()
-    for name, buffer in module.named_buffers():
-        if name not in kept:
-            digest.update(f"{name} {buffer.dtype} {tuple(buffer.shape)}\n".encode())
-            digest.update(buffer.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return digest_tensors({name: buffer for name, buffer in module.named_buffers() if name not in kept})
 
 
 def _versions() -> Iterator[tuple[str, str]]:

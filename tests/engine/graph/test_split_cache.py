@@ -83,9 +83,8 @@ def test_asked_by_many_at_once_each_is_made_once(cache: SplitCache, exported: li
     assert exported == [(40, 40)]
 
 
-def test_the_cards_own_graph_does_not_wait_for_another_to_be_exported(
-    cache: SplitCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hold_exports(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Every export waits: the events that one has begun, and that lets it go on."""
     begun, release = threading.Event(), threading.Event()
 
     def held(name: str, module: nn.Module, shape: tuple[int, int, int], overrides: Overrides) -> NetworkGraph:
@@ -94,6 +93,13 @@ def test_the_cards_own_graph_does_not_wait_for_another_to_be_exported(
         return export(name, module, shape, overrides)
 
     monkeypatch.setattr(split_cache, "export", held)
+    return begun, release
+
+
+def test_the_cards_own_graph_does_not_wait_for_another_to_be_exported(
+    cache: SplitCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, release = hold_exports(monkeypatch)
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(cache.graph_at, (40, 40))
         assert begun.wait(PATIENCE_S)
@@ -106,14 +112,7 @@ def test_the_cards_own_graph_does_not_wait_for_another_to_be_exported(
 def test_a_split_at_the_cards_size_does_not_wait_for_another_size_to_be_exported(
     cache: SplitCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, release = threading.Event(), threading.Event()
-
-    def held(name: str, module: nn.Module, shape: tuple[int, int, int], overrides: Overrides) -> NetworkGraph:
-        begun.set()
-        assert release.wait(PATIENCE_S)
-        return export(name, module, shape, overrides)
-
-    monkeypatch.setattr(split_cache, "export", held)
+    begun, release = hold_exports(monkeypatch)
     with ThreadPoolExecutor(2) as pool:
         other = pool.submit(cache.split_at, (40, 40), LAYERS)
         assert begun.wait(PATIENCE_S)
